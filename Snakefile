@@ -1,0 +1,31 @@
+# PTMQ and its baselines, from images to tables: snakemake --cores 8 all
+# Another profile: --configfile workflow/config/cifar10.yaml · one value: --config 'seeds=[0,1,2]'
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+if "profile" not in config:
+
+    configfile: "workflow/config/digits.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/quantize.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        f"{OUT}/runs.csv",
+        TABLES,
+        FIGURES,
+        f"{OUT}/mlflow.json",
+
+
+onerror:
+    # What did finish is still reported; the cells that failed name their log.
+    shell(REPORT_WHAT_IS_THERE)

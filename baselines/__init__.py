@@ -1,0 +1,1 @@
+"""Baseline methods, one file each; ptmq.methods finds them here."""

@@ -1,0 +1,7 @@
+"""python -m ptmq"""
+
+import sys
+
+from ptmq.cli import main
+
+sys.exit(main())

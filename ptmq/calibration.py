@@ -1,0 +1,84 @@
+"""The calibration stage: from FP weights and a run's settings to a calibrated model on disk."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ptmq import datasets, record
+from ptmq.backbones import get_backbone
+from ptmq.bits import BitGroups, BitWidth
+from ptmq.config import Run
+from ptmq.datasets import Images
+from ptmq.errors import InputError
+from ptmq.files import sha256
+from ptmq.methods import Method, create
+from ptmq.multibit import MultiBitModel
+from ptmq.progress import Bar
+from ptmq.saved import save_model
+from ptmq.weights import load_network
+
+
+def method_of(run: Run) -> Method:
+    """The run's method with its settings, widths and groups checked."""
+    groups = BitGroups(**run.groups) if run.groups else None
+    return create(run.method, run.settings, [BitWidth.parse(width) for width in run.widths], groups)
+
+
+def open_images(backbone: str, split: str, data_dir: str | None) -> tuple[Images, dict[str, str]]:
+    """One split of a backbone's dataset, normalised as the backbone wants it, and the hashes of its files."""
+    entry = get_backbone(backbone)
+    root = datasets.data_folder(data_dir)
+    hashes = datasets.fetch(entry.dataset, root, offline=True)
+    return datasets.load(entry.dataset, split, root, entry.mean, entry.std), hashes
+
+
+def calibration_index(count: int, run: Run) -> torch.Tensor:
+    """Which training images calibrate: drawn without replacement by the run's seed, (calibration_images,)."""
+    if run.calibration_images > count:
+        raise InputError(
+            f"calibration_images must be at most the {count} training images of {run.dataset!r}. "
+            f"Got {run.calibration_images}."
+        )
+    return torch.randperm(count, generator=torch.Generator().manual_seed(run.seed))[: run.calibration_images]
+
+
+def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: torch.device) -> None:
+    """Calibrate and write model.safetensors and model.json, with all that the run record needs, to `out`.
+
+    An interrupted calibration continues from the last finished unit.
+    """
+    method = method_of(run)
+    backbone = get_backbone(run.backbone)
+    network = load_network(run.backbone, weights)
+    images, hashes = open_images(run.backbone, "train", data_dir)
+    index = calibration_index(len(images), run)
+    calibration, _ = images.batch(index)
+
+    start = time.perf_counter()
+    model = MultiBitModel(network, backbone.blocks, method.widths, method.settings.edge_bits).to(device).eval()
+    weights_sha256 = sha256(weights)
+    # The file's name holds all that it depends on, so that another run's state is never taken up.
+    unfinished = out / f"unfinished-{record.fingerprint([run.to_json(), weights_sha256])}.safetensors"
+    steps = getattr(method.settings, "steps", 0) * len(model.units)
+    with Bar(f"{run.backbone} {run.method} {run.label}", steps) as bar:
+        units = method.calibrate(model, calibration.to(device), run.seed, unfinished, bar.advance)
+    seconds = time.perf_counter() - start
+
+    info = {
+        "run": asdict(run),
+        "protocol": {
+            **asdict(method.settings),
+            "calibration_index_sha256": record.fingerprint(index.tolist()),
+            "mean": backbone.mean,
+            "std": backbone.std,
+        },
+        "cost": {"seconds": seconds, "peak_mb": record.peak_mb(device)},
+        "sha256": {"weights": weights_sha256, "data": hashes},
+        "environment": record.environment(device),
+        "commit": record.commit(),
+        "units": units,
+    }
+    save_model(out, model.cpu(), run.backbone, info)
+    unfinished.unlink(missing_ok=True)

@@ -1,0 +1,279 @@
+"""Command line: python -m ptmq <command>. It is all that the workflow's rules call."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ptmq.errors import InputError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is one sentence on stderr and exit status 2."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        prog="python -m ptmq",
+        description="Post-training multi-bit quantization of vision networks: PTMQ and its baselines.",
+        epilog="A first try: python -m ptmq train --backbone digits_resnet --out /tmp/fp.safetensors, then "
+        "python -m ptmq quantize --profile workflow/config/digits.yaml --backbone digits_resnet --method ptmq "
+        "--weights /tmp/fp.safetensors --out /tmp/model, then "
+        "python -m ptmq evaluate --model /tmp/model --out /tmp/record.json.",
+    )
+    commands = root.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    def add(sub: argparse.ArgumentParser, *names: str) -> None:
+        for name in names:
+            sub.add_argument(f"--{name}", **OPTIONS[name])
+
+    add(command("data", data, "get a dataset and check its hashes"), "dataset", "data-dir", "offline", "out")
+    add(command("weights", weights, "get a public checkpoint, check it, convert it to safetensors"),
+        "backbone", "weights-dir", "offline", "out")  # fmt: skip
+    add(command("train", train, "train a floating-point network that has no public checkpoint"),
+        "backbone", "data-dir", "seed", "set", "device", "threads", "out")  # fmt: skip
+    sub = command("quantize", quantize, "calibrate a network with one method")
+    add(sub, "profile", "backbone", "method", "variant", "width", "seed", "set", "spec", "weights", "data-dir", "out")
+    sub = command("evaluate", evaluate, "top-1 of a calibrated model at all its widths, or of an FP network")
+    add(sub, "model", "weights", "backbone", "split", "fp-record", "data-dir", "device", "threads", "out")
+    add(command("check", check, "check a profile and every method's settings"), "profile", "json", "checked")
+    command("methods", methods, "list the methods and their settings")
+    bench = command("bench", benchmark, "time a PTMQ step against the FP passes that it contains")
+    add(bench, "backbone", "steps", "threads", "device")
+    return root
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dataset": {"required": True, "help": "name of the dataset"},
+    "backbone": {"help": "name of the backbone"},
+    "method": {"help": "name of the method (see: python -m ptmq methods)"},
+    "variant": {"default": "default", "help": "variant of the method, as the profile names it"},
+    "width": {"help": "the width of a single-width method, such as W4A4"},
+    "seed": {"type": int, "default": 0, "help": "seed of everything that is drawn"},
+    "set": {"action": "append", "default": [], "metavar": "KEY=VALUE", "help": "override one setting; repeatable"},
+    "profile": {"type": Path, "help": "profile file, such as workflow/config/digits.yaml"},
+    "spec": {"help": "a whole run as JSON, instead of --profile, --backbone, ...; what the workflow passes"},
+    "json": {"help": "a whole profile as JSON, instead of --profile; what the workflow passes"},
+    "checked": {"type": Path, "help": "where to write the profile once it is found right"},
+    "weights": {"type": Path, "help": "FP weights (safetensors), from the commands weights or train"},
+    "model": {"type": Path, "help": "folder of a calibrated model"},
+    "fp-record": {"type": Path, "help": "run record of the FP network; without it FP is evaluated too"},
+    "split": {"default": "test", "help": "train, heldout or test"},
+    "data-dir": {"help": "data folder; else PTMQ_DATA_DIR, else ./data"},
+    "weights-dir": {"help": "folder of downloaded checkpoints; else PTMQ_WEIGHTS_DIR, else ./data/weights"},
+    "offline": {"action": "store_true", "help": "never download"},
+    "device": {"default": "auto", "help": "cpu, cuda, or auto: cuda where there is one"},
+    "threads": {"type": int, "default": 1, "help": "CPU threads"},
+    "steps": {"type": int, "default": 30, "help": "timed repetitions"},
+    "out": {"type": Path, "required": True, "help": "where the result goes"},
+}
+
+
+# ---------------------------------------------------------------- what the commands share
+def torch_device(name: str, threads: int):
+    """Set the thread count and return the torch device. Raises InputError where CUDA is asked for in vain."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise InputError(f"device must be cpu, cuda or auto. Got {name!r}.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but torch finds no CUDA GPU. Set device: cpu, or auto.")
+    return torch.device(name)
+
+
+def overrides(pairs: list[str]) -> dict[str, Any]:
+    """['steps=100', 'mfm=none'] -> {'steps': 100, 'mfm': 'none'}; values are read as YAML."""
+    values = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set needs KEY=VALUE. Got {pair!r}.")
+        values[key] = yaml.safe_load(value)
+    return values
+
+
+def required(args: argparse.Namespace, *names: str) -> None:
+    """Raise InputError unless the options are given."""
+    for name in names:
+        if getattr(args, name.replace("-", "_")) is None:
+            raise InputError(f"--{name} is missing.")
+
+
+# ---------------------------------------------------------------- the commands
+def data(args: argparse.Namespace) -> None:
+    """Get a dataset; write a manifest with its hashes."""
+    from ptmq import datasets
+    from ptmq.files import write_json
+
+    folder = datasets.data_folder(args.data_dir)
+    write_json(args.out, {"dataset": args.dataset, "sha256": datasets.fetch(args.dataset, folder, args.offline)})
+
+
+def weights(args: argparse.Namespace) -> None:
+    """Get a public checkpoint; write it as safetensors under the network's own names."""
+    from ptmq.backbones import get_backbone
+    from ptmq.files import save_tensors
+    from ptmq.weights import fetch, load_state, read_checkpoint, weights_folder
+
+    required(args, "backbone")
+    backbone = get_backbone(args.backbone)
+    checkpoint = backbone.checkpoint
+    if checkpoint is None:
+        raise InputError(f"backbone {args.backbone!r} has no public checkpoint. Train it: python -m ptmq train.")
+    path = fetch(checkpoint, weights_folder(args.weights_dir), args.offline)
+    state = read_checkpoint(path, checkpoint)
+    load_state(backbone.network(), state, str(path))
+    source = {"file": checkpoint.file, "sha256": checkpoint.sha256, "source": checkpoint.source, "url": checkpoint.url}
+    save_tensors(args.out, state, {"backbone": args.backbone, **source})
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train a network; write its weights."""
+    import torch
+
+    from ptmq import training
+    from ptmq.backbones import get_backbone
+    from ptmq.calibration import open_images
+    from ptmq.files import save_tensors
+    from ptmq.settings import from_dict
+
+    required(args, "backbone")
+    device = torch_device(args.device, args.threads)
+    backbone = get_backbone(args.backbone)
+    if backbone.training is None:
+        raise InputError(f"backbone {args.backbone!r} has public weights. Get them: python -m ptmq weights.")
+    settings = from_dict(type(backbone.training), {**asdict(backbone.training), **overrides(args.set)}, "training")
+    images, _ = open_images(args.backbone, "train", args.data_dir)
+    with torch.random.fork_rng():  # torch initialises layers from its global generator
+        torch.manual_seed(args.seed)
+        network = backbone.network()
+    start = time.perf_counter()
+
+    def progress(epoch: int, loss: float) -> None:
+        left = (time.perf_counter() - start) / epoch * (settings.epochs - epoch)
+        print(f"epoch {epoch}/{settings.epochs}  loss {loss:.4f}  {left:.0f} s left", flush=True)
+
+    training.train(network, images, settings, args.seed, device, progress)
+    info = {"backbone": args.backbone, "seed": args.seed, "training": asdict(settings)}
+    info["seconds"] = time.perf_counter() - start
+    save_tensors(args.out, {key: value.cpu() for key, value in network.state_dict().items()}, info)
+
+
+def run_of(args: argparse.Namespace):
+    """The run that `quantize` is asked for: --spec, or --profile and a choice from it."""
+    from ptmq.config import Run, read_profile, runs_of
+
+    if args.spec:
+        run = Run.from_json(args.spec)
+    else:
+        required(args, "profile", "backbone", "method")
+        profile = read_profile(args.profile)
+        profile["seeds"] = [args.seed]
+        runs = [run for run in runs_of(profile, args.backbone, args.method) if run.variant == args.variant]
+        if args.width:
+            runs = [run for run in runs if run.label == args.width]
+        if len(runs) != 1:
+            labels = ", ".join(run.label for run in runs) or "none"
+            raise InputError(
+                f"profile {str(args.profile)!r} has {len(runs)} runs of {args.method} ({args.variant}) on "
+                f"{args.backbone}: {labels}. Choose one with --variant and --width."
+            )
+        run = runs[0]
+    return replace(run, settings={**run.settings, **overrides(args.set)})
+
+
+def quantize(args: argparse.Namespace) -> None:
+    """Calibrate; write the model with everything its run record will need."""
+    from ptmq.calibration import calibrate
+
+    required(args, "weights")
+    run = run_of(args)
+    calibrate(run, args.weights, args.data_dir, args.out, torch_device(run.device, run.threads))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Top-1 at every width; write the run record."""
+    from ptmq.evaluation import evaluate_fp, evaluate_model
+    from ptmq.files import write_json
+
+    if (args.model is None) == (args.weights is None):
+        raise InputError("give either --model (a calibrated model) or --weights and --backbone (an FP network).")
+    device = torch_device(args.device, args.threads)
+    if args.model is None:
+        required(args, "backbone")
+        record = evaluate_fp(args.backbone, args.weights, args.split, args.data_dir, device)
+    else:
+        record = evaluate_model(args.model, args.split, args.fp_record, args.data_dir, device)
+    write_json(args.out, record)
+    for line in record["results"]:
+        print(f"{line['width']}  {line['top1']:.2f} %  ({line['correct']} of {line['images']} {args.split} images)")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check a profile and the settings of all its runs; all mistakes are told at once."""
+    from ptmq.backbones import get_backbone
+    from ptmq.calibration import method_of
+    from ptmq.config import all_runs, read_profile, validate
+    from ptmq.files import write_json
+
+    if args.json is None:
+        required(args, "profile")
+    profile = read_profile(args.profile) if args.json is None else validate(yaml.safe_load(args.json))
+    mistakes: dict[str, None] = {}  # in order, each once
+    for run in all_runs(profile):
+        try:
+            dataset = get_backbone(run.backbone).dataset
+            if dataset != run.dataset:
+                raise InputError(f"backbone {run.backbone!r} is for dataset {dataset!r}. Got dataset {run.dataset!r}.")
+            method_of(run)
+        except InputError as error:
+            mistakes[f"{run.backbone}, {run.method}, {run.variant}: {error}"] = None
+    if mistakes:
+        raise InputError("\n".join(mistakes))
+    print(f"{len(all_runs(profile))} runs, no mistakes")
+    if args.checked:
+        write_json(args.checked, profile)
+
+
+def methods(args: argparse.Namespace) -> None:
+    """List the methods."""
+    from dataclasses import fields
+
+    from ptmq.methods import BROKEN, discover
+
+    for name, method in sorted(discover().items()):
+        print(f"{name:16} {(method.__doc__ or '').strip().splitlines()[0]}")
+        settings = ", ".join(f"{field.name}={field.default}" for field in fields(method.Settings))
+        print(f"{'':16} {settings}")
+    for module, why in BROKEN.items():
+        print(f"{module} could not be imported: {why}", file=sys.stderr)
+
+
+def benchmark(args: argparse.Namespace) -> None:
+    """Time one PTMQ step."""
+    from ptmq.bench import step_times
+
+    device = torch_device(args.device, args.threads)
+    for line in step_times(args.backbone or "resnet20", args.steps, device):
+        print(line, flush=True)

@@ -1,0 +1,163 @@
+"""Profiles and runs: what a configuration file asks for, as one list of runs.
+
+A profile (workflow/config/*.yaml) names a dataset, backbones and methods; a run is one calibration of one
+backbone by one method. Importing this file does not import torch, so the workflow can read it quickly.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ptmq.errors import InputError, one_of, require
+
+SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "profile.schema.yaml"
+FP32, ALL_WIDTHS = "fp32", "multi"
+GROUPS = ("low", "medium", "high")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One calibration: everything that decides its result. `widths` are strings such as W4A4."""
+
+    profile: str
+    dataset: str
+    backbone: str
+    method: str
+    variant: str
+    widths: tuple[str, ...]
+    groups: dict[str, list[str]] | None
+    seed: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    calibration_images: int = 1024
+    device: str = "cpu"
+    threads: int = 1
+    label: str = ALL_WIDTHS  # the width of a single-width run, else 'multi'
+
+    def __post_init__(self):
+        require(self.seed >= 0, "seed", "0 or more", self.seed)
+        require(self.calibration_images >= 1, "calibration_images", "at least 1", self.calibration_images)
+
+    @property
+    def name(self) -> str:
+        """Path of the run below models/, records/ and logs/."""
+        return f"{self.backbone}/{self.method}/{self.variant}/{self.label}/seed{self.seed}"
+
+    def to_json(self) -> str:
+        """The run as one line of JSON, the same for the same run."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Run":
+        """Read what `to_json` wrote. Raises InputError for anything else."""
+        try:
+            values = json.loads(text)
+            return cls(**{**values, "widths": tuple(values["widths"])})
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InputError(f"run {text[:80]!r} is not a run in JSON: {error}.") from None
+
+
+def read_profile(path: Path) -> dict[str, Any]:
+    """Read and validate a profile file."""
+    try:
+        profile = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"profile {str(path)!r} does not exist. Known: workflow/config/*.yaml.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"profile {str(path)!r} is not valid YAML: {error}.") from None
+    return validate(profile)
+
+
+def validate(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a profile against the JSON schema and fill in defaults. Raises InputError, one sentence a mistake."""
+    profile = dict(profile)
+    try:
+        import jsonschema
+    except ImportError:  # a machine without the workflow's packages: the settings still check themselves
+        return profile
+    schema = yaml.safe_load(SCHEMA.read_text())
+    problems = sorted(
+        jsonschema.Draft202012Validator(schema).iter_errors(profile), key=lambda e: list(map(str, e.path))
+    )
+    if problems:
+        raise InputError("profile: " + " ".join(_explain(problem) for problem in problems))
+    return profile
+
+
+def _explain(problem) -> str:
+    """One schema error as a sentence: field, rule, value, way out."""
+    where = ".".join(map(str, problem.absolute_path)) or "top level"
+    if problem.validator == "additionalProperties":
+        known = problem.schema.get("properties", {})
+        for name in problem.instance:
+            if name not in known:
+                try:
+                    one_of(f"{where}: key", name, known)
+                except InputError as error:
+                    return str(error)
+    if problem.validator == "required":
+        missing = [key for key in problem.validator_value if key not in problem.instance]
+        return f"{where}: key {missing[0]!r} is missing."
+    if problem.validator == "enum":
+        return f"{where} must be one of {', '.join(map(str, problem.validator_value))}. Got {problem.instance!r}."
+    return f"{where} must be {_rule(problem)}. Got {problem.instance!r}."
+
+
+def _rule(problem) -> str:
+    """The rule of a schema error in words."""
+    value = problem.validator_value
+    words = {
+        "type": lambda: f"of type {value if isinstance(value, str) else ' or '.join(value)}",
+        "pattern": lambda: f"written like {problem.schema.get('examples', [value])[0]}",
+        "minimum": lambda: f"{value} or more",
+        "minItems": lambda: f"a list of at least {value}",
+        "minProperties": lambda: f"a mapping of at least {value}",
+        "uniqueItems": lambda: "a list without repetition",
+    }
+    return words.get(problem.validator, lambda: problem.message)()
+
+
+def widths_of(groups: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
+    """All widths of the groups, lowest first."""
+    return tuple(width for name in GROUPS for width in groups[name])
+
+
+def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]:
+    """The runs that a profile asks for of one method on one backbone: variants x seeds (x widths)."""
+    body = profile["backbones"][one_of("backbone", backbone, profile["backbones"])] or {}
+    chosen = profile["methods"][one_of("method", method, profile["methods"])] or {}
+    if backbone not in chosen.get("backbones", [backbone]):
+        return []
+    groups = body["groups"]
+    widths = tuple(chosen.get("widths", widths_of(groups)))
+    runs = []
+    for variant, settings in (chosen.get("variants") or {"default": {}}).items():
+        merged = {**chosen.get("settings", {}), **body.get("settings", {}).get(method, {}), **(settings or {})}
+        for seed in profile["seeds"]:
+            for part in [(w,) for w in widths] if chosen.get("per_width") else [widths]:
+                runs.append(
+                    Run(
+                        profile=profile["profile"],
+                        dataset=profile["dataset"],
+                        backbone=backbone,
+                        method=method,
+                        variant=variant,
+                        widths=part,
+                        groups={name: list(groups[name]) for name in GROUPS},
+                        seed=seed,
+                        settings=merged,
+                        calibration_images=profile["calibration_images"],
+                        device=profile.get("device", "auto"),
+                        threads=profile.get("threads", 1),
+                        label=part[0] if chosen.get("per_width") else ALL_WIDTHS,
+                    )
+                )
+    return runs
+
+
+def all_runs(profile: Mapping[str, Any]) -> list[Run]:
+    """Every run of a profile, FP32 not included."""
+    return [run for b in profile["backbones"] for m in profile["methods"] for run in runs_of(profile, b, m)]

@@ -1,0 +1,90 @@
+"""The evaluation stage: top-1 at every width in one pass over the images, written as a run record."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ptmq import record
+from ptmq.bits import FULL_PRECISION, BitWidth
+from ptmq.calibration import open_images
+from ptmq.config import FP32
+from ptmq.datasets import Images
+from ptmq.files import read_json, sha256
+from ptmq.multibit import MultiBitModel
+from ptmq.reconstruct import memory_format
+from ptmq.saved import TENSORS, load_model
+from ptmq.weights import load_network
+
+BATCH = 250
+
+
+@torch.no_grad()
+def count_correct(network: nn.Module, images: Images, device: torch.device) -> int:
+    """How many images the network classifies correctly."""
+    right = 0
+    for index in torch.arange(len(images)).split(BATCH):
+        x, y = images.batch(index)
+        right += int((network(x.to(device)).argmax(1).cpu() == y).sum())
+    return right
+
+
+@torch.no_grad()
+def count_correct_at(
+    model: MultiBitModel, images: Images, widths: Sequence[BitWidth], device: torch.device
+) -> dict[BitWidth, int]:
+    """How many images the model classifies correctly at each width; every batch is read once for all widths."""
+    right = dict.fromkeys(widths, 0)
+    for index in torch.arange(len(images)).split(BATCH):
+        x, y = images.batch(index)
+        x = x.to(device).contiguous(memory_format=memory_format(x))
+        for width in widths:
+            model.set_bits(width.weight, width.activation)
+            right[width] += int((model(x).argmax(1).cpu() == y).sum())
+    return right
+
+
+def evaluate_fp(backbone: str, weights: Path, split: str, data_dir: str | None, device: torch.device) -> dict[str, Any]:
+    """The run record of a floating-point network."""
+    start = time.perf_counter()
+    network = load_network(backbone, weights).to(device)
+    images, hashes = open_images(backbone, split, data_dir)
+    line = record.result(FULL_PRECISION, count_correct(network, images, device), len(images))
+    info = {
+        "run": {"backbone": backbone, "method": FP32, "variant": "default", "label": line["width"], "seed": 0},
+        "protocol": {},
+        "cost": {"seconds": 0.0, "peak_mb": record.peak_mb(device)},
+        "sha256": {"weights": sha256(weights), "data": hashes},
+        "environment": record.environment(device),
+        "commit": record.commit(),
+        "units": [],
+    }
+    return _record(info, split, [line], line["top1"], start)
+
+
+def evaluate_model(
+    folder: Path, split: str, fp_record: Path | None, data_dir: str | None, device: torch.device
+) -> dict[str, Any]:
+    """The run record of a calibrated model at all its widths.
+
+    fp_record: the record of its FP network; without it the model's own FP width is evaluated too.
+    """
+    start = time.perf_counter()
+    model, info = load_model(folder)
+    del info["model"]
+    info["sha256"]["model"] = sha256(folder / TENSORS)
+    images, _ = open_images(info["run"]["backbone"], split, data_dir)
+    widths = list(model.widths) + ([] if fp_record else [FULL_PRECISION])
+    right = count_correct_at(model.to(device), images, widths, device)
+    lines = [record.result(width, right[width], len(images)) for width in widths]
+    fp_top1 = read_json(fp_record)["fp_top1"] if fp_record else lines.pop()["top1"]
+    return _record(info, split, lines, fp_top1, start)
+
+
+def _record(info: dict[str, Any], split: str, lines: list, fp_top1: float, start: float) -> dict[str, Any]:
+    """Results first, then everything that explains them."""
+    info["cost"]["evaluation_seconds"] = time.perf_counter() - start
+    return {"format": record.FORMAT, "split": split, "fp_top1": fp_top1, "results": lines, **info}

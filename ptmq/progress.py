@@ -1,0 +1,26 @@
+"""A progress bar with the loss and the time left, for a terminal and for a log file."""
+
+import sys
+
+from tqdm import tqdm
+
+
+class Bar:
+    """Progress over `steps` reconstruction steps of all units together."""
+
+    def __init__(self, title: str, steps: int):
+        interactive = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=steps, desc=title, unit="step", disable=steps == 0, mininterval=0.2 if interactive else 15.0
+        )
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.close()
+
+    def advance(self, unit: str, steps: int, loss: float) -> None:
+        """`steps` more are done, in `unit`, with `loss` the last."""
+        self.bar.set_postfix_str(f"{unit} loss {loss:.4g}", refresh=False)
+        self.bar.update(steps)

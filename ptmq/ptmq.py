@@ -1,0 +1,83 @@
+"""PTMQ: post-training multi-bit quantization, one calibration for all bit-widths.
+
+Paper: Xu, Li, Wang, Zhang, AAAI 2024, https://doi.org/10.1609/aaai.v38i14.29553. Weights and rounding values
+are shared by all widths; step sizes are one set a width. Every step draws one width from each bit group,
+mixes the groups' features into the block's input (ptmq/mixer.py) and sums the groups' errors with the
+Group-wise Distillation Loss (ptmq/losses.py). The optimisation loop is ptmq/reconstruct.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ptmq import losses, mixer
+from ptmq.bits import BitWidth
+from ptmq.errors import InputError, one_of, require
+from ptmq.fake_quant import keep_mask
+from ptmq.methods import Reconstruction, register
+from ptmq.settings import ReconstructionSettings
+
+CASES = ("1", "2", "3", "none")
+GD_LOSSES = ("figure1", "later", "none")
+
+
+@dataclass(frozen=True)
+class PTMQSettings(ReconstructionSettings):
+    """PTMQ's own choices, beside those of every reconstruction."""
+
+    mfm: str = "3"  # case of the feature mixer; none: every width sees its own feature, mixed with FP
+    lambdas: tuple = mixer.LAMBDAS  # weights of the low, medium and high group in a mix
+    gd: str = "none"  # figure1, later or none
+    gammas: tuple = (1.0, 1.0, 1.0)  # weights of the three terms of figure 1
+    gd_detach: bool = True  # stop the gradient at the high group, the teacher
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("mfm", self.mfm, CASES)
+        one_of("gd", self.gd, GD_LOSSES)
+        for name in ("lambdas", "gammas"):
+            values = getattr(self, name)
+            require(len(values) == 3 and min(values) >= 0, name, "three numbers of 0 or more", values)
+        require(abs(sum(self.lambdas) - 1) < 1e-6, "lambdas", "three numbers that sum to 1", self.lambdas)
+
+
+@register
+class PTMQ(Reconstruction):
+    """Shared rounding values, mixed multi-bit features, group-wise distillation."""
+
+    name = "ptmq"
+    Settings = PTMQSettings
+
+    def __init__(self, settings, widths, groups=None):
+        super().__init__(settings, widths, groups)
+        if groups is None:
+            raise InputError("ptmq needs bit groups. Give groups: {low: [...], medium: [...], high: [...]}.")
+
+    def draw(self, generator: torch.Generator) -> Sequence[BitWidth]:
+        """One width from each group."""
+        return self.groups.draw(generator)
+
+    def mix(self, fp: Tensor, quantized: Sequence[Tensor], generator: torch.Generator) -> Sequence[Tensor]:
+        """The block's input: one mixed feature for all three groups, or each group's own without MFM."""
+        case = self.settings.mfm
+        if case == "none":
+            return super().mix(fp, quantized, generator)
+        first = keep_mask(fp, mixer.PROBABILITY, generator)
+        if case == "1":
+            group = int(torch.randint(3, (), generator=generator, device=generator.device))
+            mixed = mixer.case1(first, fp, quantized[group])
+        elif case == "2":
+            mixed = mixer.case2(first, *quantized)
+        else:
+            mixed = mixer.case3(first, fp, *quantized, self.settings.lambdas)
+        return [mixed] * 3
+
+    def loss(self, target: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """The GD-Loss of the configured form."""
+        if self.settings.gd == "figure1":
+            return losses.gd_figure1(
+                target, *outputs, self.settings.lambdas, self.settings.gammas, self.settings.gd_detach
+            )
+        return (losses.gd_later if self.settings.gd == "later" else losses.gd_none)(target, *outputs)

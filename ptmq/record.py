@@ -1,0 +1,72 @@
+"""Run records: one JSON a run that explains itself; every table is built from these alone."""
+
+import hashlib
+import json
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptmq.bits import BitWidth
+
+FORMAT = 1
+CODE = ("ptmq", "baselines", "workflow", "Snakefile", "pyproject.toml")
+ROOT = Path(__file__).parent.parent
+
+
+def fingerprint(content: Any) -> str:
+    """A short hash of anything JSON can hold; equal for equal content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def commit() -> str:
+    """The git commit of the code, with '+' where the code differs from it; 'unknown' outside a checkout."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--", *CODE], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head[:12] + ("+" if changes else "")
+
+
+def peak_mb(device: torch.device) -> float:
+    """Peak memory of this process in MiB: of the GPU where one computes, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and the device: what a result may depend on besides its configuration."""
+    import timm
+    import torchvision
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def result(width: BitWidth, correct: int, images: int) -> dict[str, Any]:
+    """Accuracy at one width; top1 in percent."""
+    return {
+        "width": str(width),
+        "w_bits": width.weight,
+        "a_bits": width.activation,
+        "top1": round(100 * correct / images, 4),
+        "correct": correct,
+        "images": images,
+    }

@@ -1,0 +1,43 @@
+"""Calibrated models on disk: model.safetensors and model.json in one folder; no pickle."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptmq.backbones import get_backbone
+from ptmq.bits import BitWidth
+from ptmq.errors import InputError
+from ptmq.files import load_tensors, read_json, save_tensors, write_json
+from ptmq.multibit import MultiBitModel
+
+TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+def save_model(folder: Path, model: MultiBitModel, backbone: str, info: dict[str, Any]) -> None:
+    """Write a calibrated model; `info` is kept in model.json beside what loading needs."""
+    save_tensors(folder / TENSORS, model.state_dict(), {"backbone": backbone})
+    shape = {"backbone": backbone, "widths": [str(w) for w in model.widths], "edge_bits": model.edge_bits}
+    write_json(folder / DESCRIPTION, {"model": shape, **info})
+
+
+def load_model(folder: Path) -> tuple[MultiBitModel, dict[str, Any]]:
+    """The calibrated model of a folder, ready to switch, and the content of its model.json.
+
+    At every width it gives, bit for bit, the logits that the saved model gave. Raises InputError for missing
+    or damaged files.
+    """
+    folder = Path(folder)
+    info = read_json(folder / DESCRIPTION)
+    shape = info["model"]
+    backbone = get_backbone(shape["backbone"])
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
+        network = backbone.network()
+    widths = [BitWidth.parse(width) for width in shape["widths"]]
+    model = MultiBitModel(network, backbone.blocks, widths, shape["edge_bits"])
+    tensors, _ = load_tensors(folder / TENSORS)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"model {str(folder)!r} does not fit backbone {shape['backbone']!r}: {error}") from None
+    return model.eval(), info

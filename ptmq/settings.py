@@ -1,0 +1,80 @@
+"""Settings are frozen dataclasses, checked when they are made."""
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+from ptmq.errors import InputError, one_of, require
+from ptmq.rounding import INITIAL
+from ptmq.step_size import SEARCHES
+
+Settings = TypeVar("Settings")
+
+
+def from_dict(cls: type[Settings], values: dict[str, Any], where: str) -> Settings:
+    """Make a settings dataclass from plain values; `where` names them in error messages.
+
+    Raises InputError for an unknown name or a value of another type than the default's.
+    """
+    known = {field.name: field for field in fields(cls)}
+    converted = {}
+    for name, value in values.items():
+        one_of(f"{where}: setting", name, known)
+        default = known[name].default
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if isinstance(default, tuple) and isinstance(value, list | tuple):
+            value = tuple(float(v) for v in value)
+        if type(value) is not type(default):
+            kind = type(default).__name__
+            raise InputError(f"{where}: setting {name!r} must be {kind}, like its default {default!r}. Got {value!r}.")
+        converted[name] = value
+    try:
+        return cls(**converted)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True)
+class StepSizeSettings:
+    """How step sizes are found before anything is learned; shared by all methods."""
+
+    step_size_search: str = "shrink"  # shrink (BRECQ), shift (QDrop) or minmax
+    step_size_images: int = 256  # calibration images that the activation search sees
+    edge_bits: int = 8  # weights of stem and head, activation that enters the last layer
+
+    def __post_init__(self):
+        one_of("step_size_search", self.step_size_search, SEARCHES)
+        require(self.step_size_images >= 1, "step_size_images", "at least 1", self.step_size_images)
+        require(2 <= self.edge_bits <= 8, "edge_bits", "2..8", self.edge_bits)
+
+
+@dataclass(frozen=True)
+class ReconstructionSettings(StepSizeSettings):
+    """The reconstruction loop: how long, how fast, how hard the rounding is pushed to 0 or 1."""
+
+    steps: int = 1000  # a unit
+    batch_size: int = 32
+    lr_rounding: float = 1e-2  # Adam, constant
+    lr_step_size: float = 4e-4  # Adam, cosine to 0
+    regularizer: float = 0.01  # λ_r, weight of the rounding regularizer
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    warmup: float = 0.2  # share of the steps without the regularizer
+    keep: float = 0.5  # probability that an activation inside the block stays quantized (QDrop); 1 is no drop
+    initial_v: str = "lowest"  # lowest, mean (over the widths) or zero
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("steps", "batch_size"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("lr_rounding", "lr_step_size", "regularizer"):
+            require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        require(
+            self.beta_start >= self.beta_end > 0,
+            "beta_start, beta_end",
+            "falling and positive",
+            (self.beta_start, self.beta_end),
+        )
+        require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
+        require(0 <= self.keep <= 1, "keep", "a probability in [0, 1]", self.keep)
+        one_of("initial_v", self.initial_v, INITIAL)

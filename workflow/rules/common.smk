@@ -1,0 +1,80 @@
+# What the rules share: the validated profile, its runs, paths, the machine's limits. No rule is defined here.
+
+import json
+import os
+import shlex
+import shutil
+import sys
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, workflow.basedir)
+# the rules' `python` is the one that runs Snakemake, whether or not its environment was activated
+os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
+from ptmq.backbones import BACKBONES
+from ptmq.config import FP32, all_runs, validate
+from ptmq.errors import InputError
+
+try:
+    PROFILE = validate(config)
+    RUNS = {run.name: run for run in all_runs(PROFILE)}
+except InputError as error:
+    raise WorkflowError(str(error))
+
+OUT = f"results/{PROFILE['profile']}"
+DEVICE, THREADS = PROFILE.get("device", "auto"), PROFILE.get("threads", 1)
+FP_RUNS = {f"{backbone}/{FP32}/default/W32A32/seed0" for backbone in PROFILE["backbones"]}
+NAMES = sorted(FP_RUNS) + sorted(RUNS)
+RECORDS = expand(f"{OUT}/records/{{name}}.json", name=NAMES)
+TRAINED = [b for b in PROFILE["backbones"] if b in BACKBONES and BACKBONES[b].training]
+RUN = "{backbone}/{method}/{variant}/{label}/seed{seed}"
+
+
+wildcard_constraints:
+    backbone="[^/]+",
+    method="[^/]+",
+    variant="[^/]+",
+    label="[^/]+",
+    seed="[0-9]+",
+
+
+# `--cores 8` starts at most as many heavy jobs as the machine has cores, and one at a time on a GPU.
+workflow.global_resources["cpu"] = max(os.cpu_count(), THREADS)
+workflow.global_resources["gpu"] = 1
+
+
+def on_gpu():
+    """1 where the profile computes on a GPU."""
+    return int(DEVICE == "cuda" or DEVICE == "auto" and shutil.which("nvidia-smi") is not None)
+
+
+def code(*names):
+    """Modules whose content decides a stage's result: a change of one reruns the stage."""
+    return [f"ptmq/{name}.py" for name in names]
+
+
+NETWORK_CODE = code("bits", "fake_quant", "graph", "layers", "multibit", "step_size", "weights")
+ENGINE_CODE = NETWORK_CODE + code(
+    "calibration", "datasets", "losses", "methods", "mixer", "reconstruct", "rounding", "settings"
+)
+
+
+def option(name):
+    """`--name value` for a value that the profile may leave out."""
+    value = PROFILE.get(name.replace("-", "_"))
+    if isinstance(value, bool):
+        return f"--{name}" if value else ""
+    return f"--{name} {shlex.quote(str(value))}" if value is not None else ""
+
+
+def registry_entry(wildcards):
+    """The backbone's registry entry, so that a change of it is noticed."""
+    return repr(BACKBONES.get(wildcards.backbone))
+
+
+def spec(wildcards):
+    """The run that a quantize job computes, as JSON."""
+    return RUNS[RUN.format(**wildcards)].to_json()
+
+
+REPORTED = " ".join(f"{name}:{','.join(RUNS[name].widths if name in RUNS else ['W32A32'])}" for name in NAMES)

@@ -1,0 +1,52 @@
+# Top-1 at every width of a model in one process; each writes one run record.
+
+
+rule fp32:
+    input:
+        data=rules.data.output,
+        weights=f"{OUT}/weights/{{backbone}}.safetensors",
+        code=code("evaluation", "datasets", "weights"),
+    output:
+        f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.json",
+    log:
+        f"{OUT}/logs/evaluate/{{backbone}}/{FP32}/default/W32A32/seed0.log",
+    conda:
+        "../../environment.yml"
+    threads: THREADS
+    resources:
+        cpu=THREADS,
+        gpu=on_gpu(),
+    params:
+        options=f"{option('data-dir')} --device {DEVICE}",
+        entry=registry_entry,
+    shell:
+        "python -m ptmq evaluate --weights {input.weights} --backbone {wildcards.backbone} {params.options}"
+        " --threads {threads} --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+
+
+rule evaluate:
+    input:
+        data=rules.data.output,
+        model=rules.quantize.output.model,
+        description=rules.quantize.output.description,
+        fp=rules.fp32.output,
+        code=NETWORK_CODE + code("evaluation", "datasets", "saved"),
+    output:
+        f"{OUT}/records/{RUN}.json",
+    log:
+        f"{OUT}/logs/evaluate/{RUN}.log",
+    conda:
+        "../../environment.yml"
+    threads: THREADS
+    resources:
+        cpu=THREADS,
+        gpu=on_gpu(),
+    params:
+        folder=lambda wildcards, input: os.path.dirname(input.model),
+        options=f"{option('data-dir')} --device {DEVICE}",
+    shell:
+        "python -m ptmq evaluate --model {params.folder} --fp-record {input.fp} {params.options}"
+        " --threads {threads} --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+
+
+ruleorder: fp32 > evaluate

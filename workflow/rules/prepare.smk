@@ -1,0 +1,83 @@
+# Data, weights and FP training: everything before quantization.
+
+
+rule check:
+    # Every mistake in the profile is told before the first computation.
+    input:
+        schema="workflow/schemas/profile.schema.yaml",
+    output:
+        f"{OUT}/profile.json",
+    log:
+        f"{OUT}/logs/check.log",
+    conda:
+        "../../environment.yml"
+    params:
+        profile=json.dumps(PROFILE, sort_keys=True),
+    shell:
+        "python -m ptmq check --json {params.profile:q} --checked {output} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+
+
+rule data:
+    input:
+        checked=ancient(rules.check.output),
+    output:
+        f"{OUT}/data.json",
+    log:
+        f"{OUT}/logs/data.log",
+    conda:
+        "../../environment.yml"
+    params:
+        options=f"--dataset {PROFILE['dataset']} {option('data-dir')} {option('offline')}",
+    shell:
+        "python -m ptmq data {params.options} --out {output} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+
+
+rule weights:
+    # A public checkpoint, checked by hash, under the network's own names.
+    input:
+        checked=ancient(rules.check.output),
+    output:
+        protected(f"{OUT}/weights/{{backbone}}.safetensors"),
+    log:
+        f"{OUT}/logs/weights/{{backbone}}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        options=f"{option('weights-dir')} {option('offline')}",
+        entry=registry_entry,
+    shell:
+        "python -m ptmq weights --backbone {wildcards.backbone} {params.options} --out {output} > {log} 2>&1"
+        " || {{ cat {log} >&2; exit 1; }}"
+
+
+rule train:
+    # A network without a public checkpoint is trained here.
+    input:
+        checked=ancient(rules.check.output),
+        data=rules.data.output,
+        code=code("training", "datasets"),
+    output:
+        protected(f"{OUT}/weights/{{backbone}}.safetensors"),
+    log:
+        f"{OUT}/logs/train/{{backbone}}.log",
+    wildcard_constraints:
+        backbone="|".join(TRAINED) or "none",
+    conda:
+        "../../environment.yml"
+    threads: THREADS
+    resources:
+        cpu=THREADS,
+        gpu=on_gpu(),
+    params:
+        settings=lambda wildcards: " ".join(
+            f"--set {shlex.quote(f'{key}={value}')}"
+            for key, value in PROFILE["backbones"][wildcards.backbone].get("training", {}).items()
+        ),
+        options=f"{option('data-dir')} --device {DEVICE}",
+        entry=registry_entry,
+    shell:
+        "python -m ptmq train --backbone {wildcards.backbone} {params.settings} {params.options} --threads {threads}"
+        " --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+
+
+ruleorder: train > weights

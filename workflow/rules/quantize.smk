@@ -1,0 +1,49 @@
+# One rule a method, made from one template. To add a baseline: baselines/<name>.py and three lines here.
+
+
+rule quantize:
+    # The template. Its own wildcard matches no method: each method has its rule below.
+    input:
+        checked=ancient(rules.check.output),
+        data=rules.data.output,
+        weights=f"{OUT}/weights/{{backbone}}.safetensors",
+        code=ENGINE_CODE,
+    output:
+        model=f"{OUT}/models/{RUN}/model.safetensors",
+        description=f"{OUT}/models/{RUN}/model.json",
+    log:
+        f"{OUT}/logs/quantize/{RUN}.log",
+    benchmark:
+        f"{OUT}/logs/benchmarks/{RUN}.tsv"
+    wildcard_constraints:
+        method="none",
+    conda:
+        "../../environment.yml"
+    threads: THREADS
+    resources:
+        cpu=THREADS,
+        gpu=on_gpu(),
+    params:
+        spec=spec,
+        folder=lambda wildcards, output: os.path.dirname(output.model),
+        options=option("data-dir"),
+        entry=registry_entry,
+    shell:
+        "python -m ptmq quantize --spec {params.spec:q} --weights {input.weights} {params.options}"
+        " --out {params.folder} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+
+
+use rule quantize as nearest with:
+    input:
+        **rules.quantize.input,
+        method="baselines/nearest.py",
+    wildcard_constraints:
+        method="nearest_minmax|nearest_mse",
+
+
+use rule quantize as ptmq with:
+    input:
+        **rules.quantize.input,
+        method="ptmq/ptmq.py",
+    wildcard_constraints:
+        method="ptmq",

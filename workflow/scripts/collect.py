@@ -1,0 +1,84 @@
+"""Run records -> one tidy CSV, a row for each backbone, method, variant, width and seed.
+
+    collect.py --root results/digits --out results/digits/runs.csv NAME:WIDTHS ...
+
+NAME is backbone/method/variant/label/seedN, WIDTHS are its widths. With --partial a missing record becomes
+rows whose status is `failed` (its log exists, and is named) or `not run`.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+KEYS = ["backbone", "method", "variant", "label", "seed"]
+MEASURED = ["w_bits", "a_bits", "top1", "correct", "images"]
+COST = ["steps", "calibration_images", "seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
+COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", "fp_top1", *COST, "commit", "status"]
+COLUMNS += ["label", "correct", "images", "split", "dataset", "weights_sha256", "torch", "log"]
+NAME = re.compile(r"(?P<backbone>[^/]+)/(?P<method>[^/]+)/(?P<variant>[^/]+)/(?P<label>[^/]+)/seed(?P<seed>\d+)")
+
+
+def rows_of_record(path: Path) -> list[dict]:
+    """The rows of one record: what it measured, every protocol field and what it cost."""
+    record = json.loads(path.read_text())
+    run, protocol, cost, machine = (record[key] for key in ("run", "protocol", "cost", "environment"))
+    shared = {f"protocol_{key}": value for key, value in protocol.items()}
+    shared |= {key: run[key] for key in KEYS}
+    shared |= {
+        "fp_top1": record["fp_top1"],
+        "status": "done",
+        "split": record["split"],
+        "dataset": run.get("dataset"),
+        "steps": protocol.get("steps", 0),
+        "calibration_images": run.get("calibration_images", 0),
+        "seconds": round(cost["seconds"], 1),
+        "evaluation_seconds": round(cost["evaluation_seconds"], 1),
+        "peak_mb": round(cost["peak_mb"]),
+        "device": machine["device"],
+        "threads": machine["threads"],
+        "commit": record["commit"],
+        "weights_sha256": record["sha256"]["weights"],
+        "torch": machine["torch"],
+    }
+    return [shared | {key: line[key] for key in MEASURED} for line in record["results"]]
+
+
+def rows_of_missing(root: Path, name: str, widths: list[str]) -> list[dict]:
+    """The rows of a run without a record."""
+    run = NAME.fullmatch(name).groupdict()
+    logs = [root / "logs" / stage / f"{name}.log" for stage in ("evaluate", "quantize")]
+    log = next((log for log in logs if log.exists()), None)
+    rows = []
+    for width in widths:
+        w_bits, a_bits = map(int, re.fullmatch(r"W(\d+)A(\d+)", width).groups())
+        rows.append(run | {"w_bits": w_bits, "a_bits": a_bits, "status": "failed" if log else "not run", "log": log})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--partial", action="store_true")
+    parser.add_argument("names", nargs="+")
+    args = parser.parse_args()
+    rows = []
+    for item in args.names:
+        name, _, widths = item.partition(":")
+        path = args.root / "records" / f"{name}.json"
+        if args.partial and not path.exists():
+            rows += rows_of_missing(args.root, name, widths.split(","))
+        else:
+            rows += rows_of_record(path)
+    table = pd.DataFrame(rows)
+    extra = sorted(set(table.columns) - set(COLUMNS))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    table.reindex(columns=[*COLUMNS, *extra]).to_csv(args.out, index=False)
+    print(f"{len(table)} rows")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The tidy CSV -> figures: top-1 against bit-width for every method, one panel a backbone.
+
+    figures.py --runs results/digits/runs.csv --out results/digits/figures
+
+The mean over seeds with a band of ± one standard deviation; written as PDF, SVG and PNG.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+
+# Colour, marker and line tell the methods apart, so the figure also reads in grey (colours: Okabe and Ito).
+STYLES = {
+    "nearest_minmax": ("#999999", "v", ":"),
+    "nearest_mse": ("#56B4E9", "^", "--"),
+    "ptmq": ("#D55E00", "o", "-"),
+    "qdrop": ("#0072B2", "s", "-"),
+    "brecq": ("#009E73", "D", "-"),
+    "adaround": ("#CC79A7", "P", "-"),
+    "flexround": ("#E69F00", "X", "-"),
+}
+OTHER = ("#000000", "*", "-.")
+NAMES = {"nearest_minmax": "nearest, min-max steps", "nearest_mse": "nearest, MSE steps", "ptmq": "PTMQ"}
+
+
+def label_of(method: str, variant: str) -> str:
+    """Legend entry of one line."""
+    name = NAMES.get(method, method)
+    return name if variant == "default" else f"{name} ({variant})"
+
+
+def draw(axes, runs: pd.DataFrame, backbone: str) -> None:
+    """One panel: every method of one backbone."""
+    runs = runs[(runs.backbone == backbone) & (runs.status == "done")]
+    fp = runs[runs.method == "fp32"].top1
+    quantized = runs[runs.method != "fp32"]
+    widths = quantized[["w_bits", "a_bits"]].drop_duplicates().sort_values(["w_bits", "a_bits"])
+    place = {width: x for x, width in enumerate(widths.itertuples(index=False, name=None))}
+    floor = 100.0
+    for (method, variant), lines in quantized.groupby(["method", "variant"], sort=True):
+        by_width = lines.groupby(["w_bits", "a_bits"]).top1.agg(["mean", "std"]).reset_index()
+        x = [place[w, a] for w, a in zip(by_width.w_bits, by_width.a_bits, strict=True)]
+        colour, marker, line = STYLES.get(method, OTHER)
+        if variant != "default":
+            line = (0, (1, 1))
+        axes.plot(x, by_width["mean"], color=colour, marker=marker, linestyle=line, label=label_of(method, variant))
+        spread = by_width["std"].fillna(0)
+        axes.fill_between(x, by_width["mean"] - spread, by_width["mean"] + spread, color=colour, alpha=0.2, linewidth=0)
+        if method != "nearest_minmax":  # min-max falls to chance at 3 bits: shown as far as the axis goes
+            floor = min(floor, by_width["mean"].min())
+    if len(fp):
+        axes.axhline(fp.mean(), color="black", linewidth=1, linestyle="-.", label=f"FP32 ({fp.mean():.2f} %)")
+        margin = max(0.5, 0.12 * (fp.mean() - floor))
+        axes.set_ylim(floor - margin, fp.mean() + margin)
+    axes.set_xticks(range(len(place)), [f"W{w}A{a}" for w, a in place])
+    images = int(runs.images.iloc[0]) if len(runs) else 0
+    axes.set_title(f"{backbone}, {images:,} test images")
+    axes.set_ylabel("top-1 [%]")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", loc="lower right")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    runs = pd.read_csv(args.runs)
+    backbones = sorted(runs.backbone.unique())
+    figure, panels = plt.subplots(
+        1, len(backbones), figsize=(6 * len(backbones), 4.2), squeeze=False, layout="constrained"
+    )
+    for axes, backbone in zip(panels[0], backbones, strict=True):
+        draw(axes, runs, backbone)
+    args.out.mkdir(parents=True, exist_ok=True)
+    plt.rcParams["svg.hashsalt"] = "ptmq"  # the same figure gives the same file
+    for extension, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):
+        figure.savefig(args.out / f"accuracy.{extension}", dpi=150, metadata=metadata)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Run records -> MLflow: a parent run for the profile, a child for every record. Logging again doubles nothing.
+
+    log_mlflow.py --root results/digits --uri sqlite:///results/digits/mlflow.db --experiment digits
+        --out results/digits/mlflow.json --artifacts FILE ... --records FILE ...
+
+A child is found again by the hash of its record; accuracy is a metric whose step is the activation or, where
+that is floating point, the weight width.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+PARENT, HASH = "ptmq.parent", "ptmq.record_sha256"
+PARENT_TAG = "mlflow.parentRunId"
+MAX_PARAM = 500  # characters that MLflow takes
+
+
+def experiment(client: MlflowClient, name: str, root: Path) -> str:
+    """The experiment's id, made where it is missing; artifacts of a local store lie beside it."""
+    found = client.get_experiment_by_name(name)
+    if found:
+        return found.experiment_id
+    local = client.tracking_uri.startswith("sqlite")
+    return client.create_experiment(name, (root / "mlflow").resolve().as_uri() if local else None)
+
+
+def tagged(client: MlflowClient, experiment_id: str, tag: str) -> dict[str, str]:
+    """Tag value -> run id of all finished runs that carry the tag."""
+    runs, token = {}, None
+    while True:
+        page = client.search_runs([experiment_id], f"tags.`{tag}` != ''", max_results=1000, page_token=token)
+        runs |= {run.data.tags[tag]: run.info.run_id for run in page if run.info.status == "FINISHED"}
+        token = page.token
+        if not token:
+            return runs
+
+
+def parameters(record: dict) -> list[Param]:
+    """Everything that was set: the run and its protocol."""
+    values = {**record["run"], **record["protocol"], **record["environment"], "commit": record["commit"]}
+    return [Param(key, str(value)[:MAX_PARAM]) for key, value in values.items()]
+
+
+def metrics(record: dict, now: int) -> list[Metric]:
+    """Accuracy by width, cost, and the reconstruction loss of every unit."""
+    found = [Metric("fp_top1", record["fp_top1"], now, 0)]
+    for line in record["results"]:
+        bits = line["w_bits"] if line["a_bits"] == 32 else line["a_bits"]
+        found.append(Metric("top1", line["top1"], now, bits))
+        found.append(Metric(f"top1_{line['width']}", line["top1"], now, bits))
+    found += [Metric(key, value, now, 0) for key, value in record["cost"].items()]
+    for index, unit in enumerate(record["units"]):
+        name = f"loss.{index:02d}.{unit['unit']}"
+        found += [Metric(name, value, now, step) for step, value in enumerate(unit["loss"])]
+        found += [Metric(f"error_after.{w}", value, now, index) for w, value in unit["error_after"].items()]
+    return found
+
+
+def log_record(client: MlflowClient, experiment_id: str, parent: str, path: Path, digest: str, root: Path) -> None:
+    """One child run; the tag that marks it as complete comes last."""
+    record = json.loads(path.read_text())
+    name = str(path.relative_to(root / "records").with_suffix(""))
+    run = client.create_run(experiment_id, tags={PARENT_TAG: parent}, run_name=name).info.run_id
+    found = metrics(record, int(time.time() * 1000))
+    client.log_batch(run, params=parameters(record))
+    for start in range(0, len(found), 1000):
+        client.log_batch(run, metrics=found[start : start + 1000])
+    client.log_artifact(run, str(path))
+    model = root / "models" / name
+    if model.is_dir():
+        client.log_artifacts(run, str(model), "model")
+    client.log_batch(run, tags=[RunTag(HASH, digest)])
+    client.set_terminated(run, "FINISHED")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--uri", required=True)
+    parser.add_argument("--experiment", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--artifacts", nargs="*", default=[])
+    parser.add_argument("--records", nargs="+", type=Path, required=True)
+    args = parser.parse_args()
+    try:
+        client = MlflowClient(args.uri)
+        experiment_id = experiment(client, args.experiment, args.root)
+        parents = tagged(client, experiment_id, PARENT)
+    except Exception as error:  # whatever the server or its driver raises: the results stay where they are
+        sys.exit(f"error: MLflow at {args.uri} cannot be reached: {error}. The results are kept; run again later.")
+    parent = parents.get(args.experiment)
+    if parent is None:
+        parent = client.create_run(experiment_id, tags={PARENT: args.experiment}, run_name=args.experiment).info.run_id
+        client.set_terminated(parent, "FINISHED")
+    known, new = tagged(client, experiment_id, HASH), 0
+    for path in args.records:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if digest not in known:
+            log_record(client, experiment_id, parent, path, digest, args.root)
+            new += 1
+    for artifact in args.artifacts:
+        client.log_artifact(parent, artifact)
+    args.out.write_text(
+        json.dumps({"uri": args.uri, "experiment": args.experiment, "records": len(args.records)}) + "\n"
+    )
+    print(f"{new} new of {len(args.records)} records; mlflow ui --backend-store-uri {args.uri}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The tidy CSV -> the tables: top-1 by method and width, and what each calibration cost.
+
+    tables.py --runs results/digits/runs.csv --out results/digits/tables
+
+Each is written as CSV, Markdown and LaTeX.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+KEYS = ["backbone", "method", "variant"]
+FIRST, LAST = ["fp32", "nearest_minmax", "nearest_mse"], ["ptmq"]  # ceiling, floor, ..., the method of the suite
+
+
+def method_order(method: str) -> tuple:
+    """Ceiling first, then the floor, the baselines by name, and PTMQ at the end."""
+    if method in FIRST:
+        return (0, FIRST.index(method), method)
+    return (2 if method in LAST else 1, 0, method)
+
+
+def cell(group: pd.DataFrame) -> str:
+    """One cell: the mean over seeds, ± the standard deviation where there are several; or why there is none."""
+    done = group[group.status == "done"].top1
+    if len(done) < len(group):
+        failed = group[group.status == "failed"]
+        return f"failed ({failed.log.iloc[0]})" if len(failed) else "not run"
+    return f"{done.mean():.2f}" + (f" ± {done.std():.2f}" if len(done) > 1 else "")
+
+
+def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
+    """Rows: backbone, method, variant · columns: the widths, lowest first, FP last · cells: top-1 in percent."""
+    runs = runs.assign(width="W" + runs.w_bits.astype(str) + "A" + runs.a_bits.astype(str))
+    cells = runs.groupby([*KEYS, "w_bits", "a_bits", "width"]).apply(cell, include_groups=False)
+    table = cells.rename("top1").reset_index()
+    widths = table.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
+    table = table.pivot(index=KEYS, columns="width", values="top1")[list(widths)].reset_index()
+    return ordered(table).fillna("")
+
+
+def cost(runs: pd.DataFrame) -> pd.DataFrame:
+    """What it takes to serve all widths: calibrations, steps a unit, seconds, peak memory, calibration images."""
+    done = runs[(runs.status == "done") & (runs.method != "fp32")]
+    each = done.drop_duplicates([*KEYS, "seed", "label"])  # one row a calibration, however many widths it serves
+    one_seed = each.groupby([*KEYS, "seed"]).agg(
+        calibrations=("seconds", "size"), steps=("steps", "max"), seconds=("seconds", "sum"),
+        peak_mb=("peak_mb", "max"), images=("calibration_images", "max"), device=("device", "first"),
+    )  # fmt: skip
+    table = one_seed.groupby(KEYS).agg(
+        calibrations=("calibrations", "max"), steps=("steps", "max"), seconds=("seconds", "mean"),
+        peak_mb=("peak_mb", "max"), images=("images", "max"), device=("device", "first"),
+    )  # fmt: skip
+    table["widths"] = done.groupby(KEYS).apply(
+        lambda g: len(g[["w_bits", "a_bits"]].drop_duplicates()), include_groups=False
+    )
+    table = ordered(table.reset_index())
+    table["seconds"] = table.seconds.round(1)
+    return table
+
+
+def ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """By backbone, then the methods in the suite's order, `default` first among variants."""
+    keys = table.assign(order=table.method.map(method_order), other=(table.variant != "default").map(int)).sort_values(
+        ["backbone", "order", "other", "variant"]
+    )
+    return table.loc[keys.index].reset_index(drop=True)
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """CSV, Markdown and LaTeX of one table."""
+    table.to_csv(path.with_suffix(".csv"), index=False)
+    header = "| " + " | ".join(table.columns) + " |\n|" + "---|" * len(table.columns) + "\n"
+    lines = ["| " + " | ".join(map(str, row)) + " |\n" for row in table.itertuples(index=False)]
+    path.with_suffix(".md").write_text(header + "".join(lines))
+    body = [" & ".join(map(_tex, row)) + r" \\" for row in [table.columns, *table.itertuples(index=False)]]
+    columns = "l" * len(KEYS) + "r" * (len(table.columns) - len(KEYS))
+    body = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        body[0],
+        r"\midrule",
+        *body[1:],
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    path.with_suffix(".tex").write_text("\n".join(body) + "\n")
+
+
+def _tex(value) -> str:
+    """A cell in LaTeX."""
+    return str(value).replace("_", r"\_").replace("±", r"$\pm$")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    runs = pd.read_csv(args.runs)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write(accuracy(runs), args.out / "accuracy")
+    write(cost(runs), args.out / "cost")
+
+
+if __name__ == "__main__":
+    main()
