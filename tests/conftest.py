@@ -1,0 +1,67 @@
+"""Shared fixtures: numbers of the reference implementations, a toy network, the digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ptmq.bits import BitGroups
+from ptmq.multibit import MultiBitModel
+
+torch.set_num_threads(1)  # the tensors are tiny, and a busy machine makes two threads far slower than one
+ROOT = Path(__file__).parent.parent
+GROUPS = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
+
+
+def vectors(name: str) -> dict:
+    """Inputs and outputs of a reference implementation; each file names its source."""
+    return json.loads((ROOT / "tests" / "vectors" / f"{name}.json").read_text())
+
+
+class Toy(nn.Module):
+    """A stem, two residual blocks with BatchNorm, a head: (n, 2, 6, 6) -> (n, 4)."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+            self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            out = torch.relu(self.bn1(self.conv1(x)))
+            return torch.relu(self.bn2(self.conv2(out)) + x)
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.blocks = nn.Sequential(self.Block(), self.Block())
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.blocks(torch.relu(self.norm(self.stem(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def toy_network(seed: int = 0) -> nn.Module:
+    """A toy whose BatchNorms have statistics worth folding."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Toy()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.data.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+def toy_model(widths=GROUPS.widths) -> MultiBitModel:
+    """The toy cut into units, step sizes not set."""
+    return MultiBitModel(toy_network(), ["blocks.*"], widths).eval()
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1))

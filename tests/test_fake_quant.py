@@ -1,0 +1,89 @@
+"""Fake quantization: QDrop's LSQ numbers, a plain autograd reference, and the drop mask."""
+
+import pytest
+import torch
+from conftest import vectors
+
+from ptmq.fake_quant import dequantize, fake_quantize_activation, keep_mask, levels, quantize
+
+V = vectors("lsq")
+
+
+def close(a, b, **tolerance):
+    torch.testing.assert_close(a, torch.as_tensor(b), **({"atol": 1e-6, "rtol": 1e-5} | tolerance))
+
+
+def plain(x, step, zero_point, bits, keep, grad_scale):
+    """The same function as a chain of ordinary operations with straight-through rounding."""
+    scaled_step = (step - step * grad_scale).detach() + step * grad_scale
+    ratio = x / scaled_step
+    codes = torch.clamp((ratio.round() - ratio).detach() + ratio + zero_point, 0, levels(bits))
+    out = (codes - zero_point) * scaled_step
+    return out if keep is None else torch.where(keep > 0, out, x)
+
+
+@pytest.mark.parametrize(
+    "case", V["fake_quant"], ids=lambda c: f"{c['x']}-{c['bit']}-{c['scale']:.2f}-{c['use_grad_scaling']}"
+)
+def test_lsq_matches_qdrop(case):
+    x = torch.tensor(V["inputs"][case["x"]], requires_grad=True)
+    step = torch.tensor([case["scale"]], requires_grad=True)
+    out = fake_quantize_activation(x, step, int(case["zero_point"]), case["bit"], grad_scale=case["grad_factor"])
+    out.backward(torch.tensor(case["upstream_grad"]))
+    close(out.detach(), case["y"])
+    close(x.grad, case["grad_x"])
+    close(step.grad, case["grad_scale"], rtol=1e-4)
+    if case["use_grad_scaling"]:
+        default = (x.numel() * levels(case["bit"])) ** -0.5
+        assert default == pytest.approx(case["grad_factor"])
+
+
+def test_drop_matches_qdrop():
+    case = V["drop"]
+    x = torch.tensor(V["inputs"]["act_relu"], requires_grad=True)
+    step = torch.tensor([case["scale"]], requires_grad=True)
+    keep = (torch.tensor(case["u"]) < 0.5).float()
+    out = fake_quantize_activation(x, step, 0, case["bit"], keep)
+    out.backward(torch.tensor(case["upstream_grad"]))
+    close(out.detach(), case["y"])
+    close(x.grad, case["grad_x"])
+    close(step.grad, case["grad_scale"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_analytic_backward_equals_autograd(bits, dropped, channels_last):
+    generator = torch.Generator().manual_seed(bits)
+    x = torch.randn(5, 3, 4, 4, generator=generator)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(5, 3, 4, 4, generator=generator)
+    keep = keep_mask(x, 0.5, generator) if dropped else None
+    results = []
+    for function in (fake_quantize_activation, plain):
+        a, step = x.clone().requires_grad_(), torch.tensor([3.0 / 2**bits], requires_grad=True)
+        out = function(a, step, 2 ** (bits - 1), bits, keep, 0.1)
+        out.backward(grad)
+        results.append((out.detach(), a.grad, step.grad))
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-4)
+
+
+def test_quantize_stays_on_the_grid():
+    x = torch.linspace(-3, 3, 101)
+    codes = quantize(x, torch.tensor(0.25), torch.tensor(5.0), 4)
+    assert set(codes.tolist()) <= set(map(float, range(16)))
+    again = quantize(dequantize(codes, torch.tensor(0.25), torch.tensor(5.0)), torch.tensor(0.25), torch.tensor(5.0), 4)
+    assert torch.equal(again, codes)
+
+
+def test_keep_mask_is_a_fair_explicit_coin():
+    like = torch.empty(3, 5, 40, 41).contiguous(memory_format=torch.channels_last)
+    state = torch.random.get_rng_state()
+    one, two = (keep_mask(like, 0.25, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, two) and one.stride() == like.stride()
+    assert set(one.unique().tolist()) == {0.0, 1.0}
+    assert abs(float(one.mean()) - 0.25) < 4 * (0.25 * 0.75 / one.numel()) ** 0.5
+    assert torch.equal(torch.random.get_rng_state(), state), "drew from the global generator"
+    assert keep_mask(like, 1.0, torch.Generator()).min() == 1 and keep_mask(like, 0.0, torch.Generator()).max() == 0

@@ -1,0 +1,125 @@
+"""Graph rewrites: folding, placing quantizers, cutting into units, on toys and on every registered backbone."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Toy, toy_model, toy_network, vectors
+from torch import nn
+
+from ptmq.backbones import BACKBONES
+from ptmq.bits import BitWidth
+from ptmq.errors import InputError
+from ptmq.graph import extract, fold_norms, to_units, trace
+from ptmq.layers import ActivationQuantizer, QuantizedLayer
+from ptmq.multibit import MultiBitModel
+
+
+def test_batchnorm_folds_to_brecqs_numbers():
+    v = vectors("bn_fold")
+    conv, norm = nn.Conv2d(2, 2, 2, bias=False), nn.BatchNorm2d(2, eps=v["eps"])
+    conv.weight.data = torch.tensor(v["weight"])
+    for name, key in (("weight", "gamma"), ("bias", "beta"), ("running_mean", "mean"), ("running_var", "var")):
+        getattr(norm, name).data = torch.tensor(v[key])
+    folded = fold_norms(trace(nn.Sequential(conv, norm)))
+    layer = folded.get_submodule("0")
+    torch.testing.assert_close(layer.weight.data, torch.tensor(v["folded_weight"]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(layer.bias.data, torch.tensor(v["folded_bias"]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(folded(torch.tensor(v["x"])).detach(), torch.tensor(v["y_after"]), atol=1e-6, rtol=0)
+
+
+def test_quantizers_stand_where_a_deployment_quantizes():
+    names = {unit.name: [n for n, m in unit.graph.named_modules() if isinstance(m, ActivationQuantizer)]
+             for unit in toy_model().units}  # fmt: skip
+    assert list(names) == ["stem", "blocks.0", "blocks.1", "head"]
+    # a block: after its inner ReLU and after the ReLU of the sum; none before the sum; none on the logits
+    assert [len(found) for found in names.values()] == [1, 2, 2, 0]
+
+
+def test_a_layer_without_an_activation_is_quantized_at_its_output():
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 2, 1), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x)).mean((2, 3)))
+
+    units = to_units(Linear(), ["b"], [4], [4])
+    assert [sum(isinstance(m, ActivationQuantizer) for m in unit.modules()) for _, unit in units] == [1, 1, 0]
+
+
+def test_first_and_last_layer_keep_8_bits():
+    model = toy_model()
+    model.search_steps(torch.randn(8, 2, 6, 6), "minmax")
+    model.set_bits(3, 3)
+    bits = {unit.name: ([m.bits for m in unit.layers], [m.bits for m in unit.quantizers]) for unit in model.units}
+    assert bits["stem"] == ([8], [3])
+    assert bits["blocks.0"] == ([3, 3], [3, 3])
+    assert bits["blocks.1"] == ([3, 3], [3, 8])  # its output enters the last layer
+    assert bits["head"] == ([8], [])
+
+
+def test_the_network_itself_is_not_changed(images):
+    network = toy_network()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    MultiBitModel(network, ["blocks.*"], [BitWidth(4, 4)])
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_every_backbone_folds_to_itself_and_is_covered(name):
+    backbone = BACKBONES[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = backbone.network().eval()
+    shape = {"digits": (1, 8, 8), "cifar10": (3, 32, 32)}[backbone.dataset]
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(x)
+        model = MultiBitModel(network, backbone.blocks, [BitWidth(4, 4)]).eval()
+        torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
+        layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in network.modules())
+        assert len(list(model.layers)) == layers and len(model.units) > 2
+        model.search_steps(x, "minmax")
+        reached = []
+        for module in model.modules():
+            if isinstance(module, QuantizedLayer | ActivationQuantizer):
+                module.register_forward_hook(lambda m, *_: reached.append(m))
+        model.set_bits(4, 4)
+        assert model(x).isfinite().all()
+        assert len(set(reached)) == len(reached) == layers + len(list(model.quantizers))
+
+
+class DataDependent(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Preactivation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv, self.fc = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(F.relu(self.norm(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "network, blocks, message",
+    [
+        (DataDependent(), ["x"], "DataDependent cannot be traced by torch.fx"),
+        (Preactivation(), ["conv"], "BatchNorm 'norm' does not directly follow"),
+        (Toy(), ["layers.*"], "no module of the backbone matches its blocks layers.*"),
+        (Toy(), ["blocks.*.conv1"], "a unit has one of each"),
+    ],
+)
+def test_what_cannot_be_cut_is_said(network, blocks, message):
+    with pytest.raises(InputError, match=message.replace("*", r"\*")):
+        to_units(network, blocks, [4], [4])
+
+
+def test_extract_names_what_crosses_its_border():
+    graph = trace(Toy())
+    nodes = [node for node in graph.graph.nodes if node.op not in ("placeholder", "output")]
+    with pytest.raises(InputError, match="unit 'two' has 2 inputs"):
+        extract(graph, [node for node in nodes if node.name == "add"], "two")

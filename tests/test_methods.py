@@ -1,0 +1,181 @@
+"""The contract of every registered method, on a toy; a new method is found here by itself."""
+
+import pytest
+import torch
+from conftest import GROUPS, toy_model, toy_network
+
+from ptmq import methods
+from ptmq.bits import BitWidth
+from ptmq.errors import InputError
+from ptmq.methods import METHODS, create, discover
+from ptmq.reconstruct import reconstruct
+
+discover()
+W3 = BitWidth(3, 3)
+QUICK = {"steps": 60, "batch_size": 16}
+
+
+def make(name: str, **settings):
+    """A method with few steps; a multi-width one for all widths, a single-width one for W3A3."""
+    cls = METHODS[name]
+    quick = QUICK if "steps" in cls.Settings.__dataclass_fields__ else {}
+    return create(name, {**quick, **settings}, [W3] if cls.per_width else GROUPS.widths, GROUPS)
+
+
+def calibrated(name: str, images, seed: int = 0, checkpoint=None, **settings):
+    method = make(name, **settings)
+    model = toy_model(method.widths)
+    records = method.calibrate(model, images, seed, checkpoint, lambda unit, steps, loss: None)
+    return model, records
+
+
+@torch.no_grad()
+def error(model, images, width=W3) -> float:
+    """Squared error of the logits against the FP network's."""
+    model.set_bits(width.weight, width.activation)
+    return float((model(images) - toy_network()(images)).square().mean())
+
+
+def same(one, two) -> bool:
+    return all(torch.equal(value, two.state_dict()[key]) for key, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+class TestContract:
+    def test_it_describes_itself(self, name):
+        assert METHODS[name].name == name and METHODS[name].__doc__
+
+    def test_hard_weights_lie_on_the_grid(self, name, images):
+        model, _ = calibrated(name, images)
+        for layer in model.layers:
+            assert layer.relaxation is None
+            for bits in layer.widths:
+                codes = layer.weight_at(bits) / layer.steps()[bits] + layer.zero_points()[bits]
+                torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
+                assert -0.5 < codes.min() and codes.max() < 2**bits - 0.5
+
+    def test_fp_is_untouched(self, name, images):
+        model, _ = calibrated(name, images)
+        assert error(model, images, BitWidth(32, 32)) < 1e-9
+
+    def test_the_same_seed_gives_the_same_model(self, name, images):
+        state = torch.random.get_rng_state()
+        one, records = calibrated(name, images, seed=5)
+        two, again = calibrated(name, images, seed=5)
+        assert same(one, two) and records == again
+        assert torch.equal(torch.random.get_rng_state(), state), "drew from the global generator"
+
+    def test_nothing_of_the_learning_is_left(self, name, images):
+        model, _ = calibrated(name, images)
+        model.set_bits(3, 3)
+        with torch.no_grad():
+            assert torch.equal(model(images), model(images)), "a drop is still on"
+
+    def test_unknown_settings_are_named(self, name):
+        with pytest.raises(InputError, match=f"{name}: setting 'edge_bit' is unknown. Did you mean 'edge_bits'"):
+            make(name, edge_bit=8)
+
+
+LEARNED = sorted(name for name in METHODS if "steps" in METHODS[name].Settings.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+class TestLearned:
+    def test_it_is_not_worse_than_nearest_on_the_calibration_images(self, name, images):
+        learned, records = calibrated(name, images, steps=200)
+        nearest, _ = calibrated("nearest_mse", images)
+        assert error(learned, images) < error(nearest, images)
+        # and block by block, on what the quantized blocks before it give
+        assert sum(r["error_after"]["W3A3"] for r in records) < sum(r["error_before"]["W3A3"] for r in records)
+
+    def test_r_is_0_or_1_and_one_for_all_widths(self, name, images):
+        for layer in calibrated(name, images)[0].layers:
+            assert layer.rounding.shape == (1, *layer.weight.shape)
+            assert set(layer.rounding.unique().tolist()) <= {0, 1}
+
+    def test_another_seed_gives_another_model(self, name, images):
+        assert not same(calibrated(name, images, seed=0)[0], calibrated(name, images, seed=1)[0])
+
+    def test_a_killed_run_continues_to_the_identical_result(self, name, images, tmp_path):
+        whole, records = calibrated(name, images)
+        checkpoint = tmp_path / "unfinished.safetensors"
+
+        class Killed(Exception):
+            pass
+
+        def kill(unit, steps, loss):
+            if unit == "blocks.1":
+                raise Killed
+
+        method = make(name)
+        model = toy_model(method.widths)
+        with pytest.raises(Killed):
+            method.calibrate(model, images, 0, checkpoint, kill)
+        resumed = toy_model(method.widths)
+        assert method.calibrate(resumed, images, 0, checkpoint, lambda *_: None) == records
+        assert same(whole, resumed)
+
+
+def test_weights_and_their_steps_are_frozen(images):
+    model, _ = calibrated("ptmq", images)
+    start = toy_model()
+    start.search_steps(images, "shrink")
+    for learned, before in zip(model.layers, start.layers, strict=True):
+        assert torch.equal(learned.weight, before.weight) and torch.equal(learned.step, before.step)
+    steps = [(str(w), q.step[w].item()) for q in model.quantizers for w in q.step]
+    assert steps != [(str(w), q.step[w].item()) for q in start.quantizers for w in q.step]
+
+
+@pytest.mark.parametrize("case", ["1", "2", "3", "none"])
+@pytest.mark.parametrize("gd", ["figure1", "later", "none"])
+def test_every_reading_of_ptmq_runs(case, gd, images):
+    model, records = calibrated("ptmq", images, mfm=case, gd=gd, steps=5)
+    assert [record["unit"] for record in records] == ["stem", "blocks.0", "blocks.1", "head"]
+    assert error(model, images) < float("inf")
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"lambdas": [0.5, 0.5, 0.5]}, "lambdas must be three numbers that sum to 1. Got \\(0.5, 0.5, 0.5\\)"),
+    ({"lambdas": [1.0]}, "lambdas must be three numbers of 0 or more"),
+    ({"gammas": [1, 1, -1]}, "gammas must be three numbers of 0 or more"),
+    ({"mfm": "4"}, "mfm '4' is unknown. Known: 1, 2, 3, none."),
+    ({"mfm": 3}, "setting 'mfm' must be str, like its default '3'. Got 3."),
+    ({"gd": "figure"}, "gd 'figure' is unknown. Did you mean 'figure1'"),
+    ({"initial_v": "mode"}, "initial_v 'mode' is unknown"),
+    ({"steps": 0}, "steps must be at least 1. Got 0."),
+    ({"steps": "many"}, "setting 'steps' must be int, like its default"),
+    ({"warmup": 1.0}, "warmup must be in \\[0, 1\\). Got 1.0."),
+    ({"keep": 1.5}, "keep must be a probability in \\[0, 1\\]. Got 1.5."),
+    ({"edge_bits": 1}, "edge_bits must be 2..8. Got 1."),
+    ({"step_size_search": "mse"}, "step_size_search 'mse' is unknown. Known: minmax, shift, shrink."),
+    ({"beta_start": 1.0, "beta_end": 2.0}, "beta_start, beta_end must be falling and positive"),
+])  # fmt: skip
+def test_bad_settings_are_one_sentence(settings, message):
+    with pytest.raises(InputError, match=message):
+        make("ptmq", **settings)
+
+
+def test_a_single_width_method_wants_one_width():
+    with pytest.raises(InputError, match="qdrop calibrates one width at a time"):
+        create("qdrop", {}, GROUPS.widths, GROUPS)
+
+
+def test_ptmq_needs_groups():
+    with pytest.raises(InputError, match="ptmq needs bit groups"):
+        create("ptmq", {}, GROUPS.widths)
+
+
+def test_a_broken_plug_in_leaves_the_others(monkeypatch):
+    monkeypatch.setattr(methods, "BROKEN", {"baselines.mine": "SyntaxError: invalid syntax (mine.py, line 1)"})
+    assert create("nearest_mse", {}, [W3]).name == "nearest_mse"
+    with pytest.raises(InputError, match="method 'mine' is unknown, and these modules could not be imported: .*line 1"):
+        create("mine", {}, [W3])
+
+
+def test_nan_is_found_where_it_arises(images):
+    method = make("ptmq")
+    model = toy_model()
+    model.search_steps(images, "minmax")
+    images[3] = torch.nan
+    with pytest.raises(InputError, match="unit 'stem': the reconstruction loss is nan"):
+        reconstruct(model, images, method, seed=0)
