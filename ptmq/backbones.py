@@ -125,7 +125,7 @@ BACKBONES: dict[str, Backbone] = {
         ("blocks.*",),
         mean=(0.305,),
         std=(0.376,),
-        training=Training(epochs=60, lr=1e-3),
+        training=Training(epochs=60, shift=0),
     ),
 }
 

@@ -73,7 +73,7 @@ def read_profile(path: Path) -> dict[str, Any]:
 
 def validate(profile: Mapping[str, Any]) -> dict[str, Any]:
     """Check a profile against the JSON schema and fill in defaults. Raises InputError, one sentence a mistake."""
-    profile = dict(profile)
+    profile = _typed(profile)
     try:
         import jsonschema
     except ImportError:  # a machine without the workflow's packages: the settings still check themselves
@@ -85,6 +85,21 @@ def validate(profile: Mapping[str, Any]) -> dict[str, Any]:
     if problems:
         raise InputError("profile: " + " ".join(_explain(problem) for problem in problems))
     return profile
+
+
+def _typed(value: Any) -> Any:
+    """Numbers and truth values that arrived as text: Snakemake hands over nested --config values so."""
+    if isinstance(value, Mapping):
+        return {key: _typed(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_typed(part) for part in value]
+    if isinstance(value, str):
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+        return read if isinstance(read, int | float) else value
+    return value
 
 
 def _explain(problem) -> str:

@@ -62,6 +62,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], info: Any) -> None:
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Read what `save_tensors` wrote, on the CPU. Raises InputError for a missing or damaged file."""
+    if not Path(path).exists():
+        raise InputError(f"file {str(path)!r} does not exist.")
     try:
         with safe_open(path, framework="pt") as file:
             info = json.loads((file.metadata() or {}).get("info", "null"))

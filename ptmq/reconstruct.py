@@ -92,84 +92,109 @@ def beta_at(step: int, settings: ReconstructionSettings) -> float | None:
     return settings.beta_end + (settings.beta_start - settings.beta_end) * left
 
 
-def errors(unit: Unit, features: dict[BitWidth, Tensor], target: Tensor) -> dict[str, float]:
+@dataclass
+class Features:
+    """A unit's input and target for all calibration images, (images, ...) each.
+
+    fp, quantized: the input in floating point and at every width · target: the unit's FP output.
+    """
+
+    fp: Tensor
+    quantized: dict[BitWidth, Tensor]
+    target: Tensor
+
+
+def errors(unit: Unit, features: Features) -> dict[str, float]:
     """Reconstruction error of the unit at every width on its own input, {'W3A3': mean squared error}."""
-    few = target[:ERROR_IMAGES]
+    target = features.target[:ERROR_IMAGES]
     return {
-        str(width): float((propagate(unit, x[:ERROR_IMAGES], width) - few).square().mean())
-        for width, x in features.items()
+        str(width): float((propagate(unit, x[:ERROR_IMAGES], width) - target).square().mean())
+        for width, x in features.quantized.items()
     }
 
 
-def learn(
-    unit: Unit,
-    method: RoundingMethod,
-    fp: Tensor,
-    features: dict[BitWidth, Tensor],
-    target: Tensor,
-    random: Random,
-    progress: Callable[[str, int, float], None],
-) -> list[float]:
-    """Learn one unit's rounding and activation step sizes; afterwards its rounding is hard.
+class Learner:
+    """Learns one unit's rounding and activation step sizes, step by step."""
 
-    fp, features: the unit's input in floating point and at every width, (images, ...) · target: its FP
-    output. Returns the loss at CURVE_POINTS steps.
-    """
-    settings = method.settings
-    for layer in unit.layers:
-        layer.relaxation = method.relax(layer)
-    for quantizer in unit.quantizers:
-        quantizer.drop = Drop(settings.keep, random.device)
-    roundings = [p for layer in unit.layers for p in layer.relaxation.parameters()]
-    steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]
-    groups = [{"params": roundings, "lr": settings.lr_rounding}, {"params": steps, "lr": settings.lr_step_size}]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]])
-    at_edge = unit.name in (STEM, HEAD)
-    curve = []
+    def __init__(self, unit: Unit, method: RoundingMethod, features: Features, random: Random):
+        self.unit, self.method, self.features, self.random = unit, method, features, random
+        self.settings = method.settings
+        self.done = 0
+        for layer in unit.layers:
+            layer.relaxation = method.relax(layer)
+        for quantizer in unit.quantizers:
+            quantizer.drop = Drop(self.settings.keep, random.device)
+        roundings = [p for layer in unit.layers for p in layer.relaxation.parameters()]
+        steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": roundings, "lr": self.settings.lr_rounding},
+                {"params": steps, "lr": self.settings.lr_step_size},
+            ]
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, [lambda step: 1.0, self._cosine])
 
-    for step in range(1, settings.steps + 1):
-        index = torch.randint(len(fp), (settings.batch_size,), generator=random.host).to(fp.device)
-        drawn = method.draw(random.host)
+    def step(self) -> Tensor:
+        """One mini-batch at the drawn widths, one update; returns the loss without the regularizer, a scalar."""
+        unit, method, features = self.unit, self.method, self.features
+        index = torch.randint(len(features.fp), (self.settings.batch_size,), generator=self.random.host)
+        index = index.to(features.fp.device)
+        drawn = method.draw(self.random.host)
         for layer in unit.layers:
             layer.soften(width.weight for width in drawn)
-        inputs = method.mix(take(fp, index), [take(features[width], index) for width in drawn], random.device)
+        quantized = [take(features.quantized[width], index) for width in drawn]
         outputs = []
-        for width, x in zip(drawn, inputs, strict=True):
+        for width, x in zip(drawn, method.mix(take(features.fp, index), quantized, self.random.device), strict=True):
             unit.set_bits(width)
             outputs.append(unit(x))
-        wanted = take(target, index)
-        # stem and head: plain squared error, whatever the method's loss
-        loss = sum(distance(output, wanted) for output in outputs) if at_edge else method.loss(wanted, outputs)
+        loss = self._loss(take(features.target, index), outputs)
+        self.done += 1
+        beta = beta_at(self.done, self.settings)
         total = loss
-        beta = beta_at(step, settings)
         if beta is not None:
-            total = loss + settings.regularizer * sum(layer.relaxation.regularizer(beta) for layer in unit.layers)
-        optimizer.zero_grad()
+            total = loss + self.settings.regularizer * sum(layer.relaxation.regularizer(beta) for layer in unit.layers)
+        self.optimizer.zero_grad()
         total.backward()
-        optimizer.param_groups[-1]["lr"] = _cosine(step - 1, settings) if steps else settings.lr_rounding
-        optimizer.step()
+        self.optimizer.step()
+        self.schedule.step()
         for quantizer in unit.quantizers:
             quantizer.keep_steps_positive()
-        if step % max(1, settings.steps // CURVE_POINTS) == 0:
-            value = float(loss.detach())
-            if not math.isfinite(value):
+        return loss.detach()
+
+    def finish(self) -> None:
+        """Make the rounding hard and stop dropping."""
+        for layer in self.unit.layers:
+            layer.set_rounding(layer.relaxation.hard())
+        for quantizer in self.unit.quantizers:
+            quantizer.drop = None
+
+    def _loss(self, target: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """The method's loss; plain squared error for stem and head, whatever the method."""
+        if self.unit.name in (STEM, HEAD):
+            return sum(distance(output, target) for output in outputs)
+        return self.method.loss(target, outputs)
+
+    def _cosine(self, step: int) -> float:
+        """Factor on the step sizes' learning rate, from 1 to 0."""
+        return (1 + math.cos(math.pi * step / self.settings.steps)) / 2
+
+
+def learn(learner: Learner, progress: Callable[[str, int, float], None]) -> list[float]:
+    """Run all steps of a learner; afterwards the unit's rounding is hard. Returns the loss at CURVE_POINTS steps."""
+    steps, name, curve = learner.settings.steps, learner.unit.name, []
+    every = max(1, steps // CURVE_POINTS)
+    for step in range(1, steps + 1):
+        loss = learner.step()
+        if step % every == 0:  # seldom: reading the loss makes a GPU wait
+            curve.append(float(loss))
+            if not math.isfinite(curve[-1]):
                 raise InputError(
-                    f"unit {unit.name!r}: the reconstruction loss is {value} at step {step}. Check its weights and "
-                    f"the calibration images for NaN, or lower lr_rounding ({settings.lr_rounding})."
+                    f"unit {name!r}: the reconstruction loss is {curve[-1]} at step {step}. Check its weights and the "
+                    f"calibration images for NaN, or lower lr_rounding ({learner.settings.lr_rounding})."
                 )
-            curve.append(value)
-            progress(unit.name, settings.steps // CURVE_POINTS or 1, value)
-
-    for layer in unit.layers:
-        layer.set_rounding(layer.relaxation.hard())
-    for quantizer in unit.quantizers:
-        quantizer.drop = None
+        progress(name, 1, curve[-1] if curve else math.nan)
+    learner.finish()
     return curve
-
-
-def _cosine(step: int, settings: ReconstructionSettings) -> float:
-    """Learning rate of the step sizes, from its full value to 0."""
-    return settings.lr_step_size * (1 + math.cos(math.pi * step / settings.steps)) / 2
 
 
 def reconstruct(
@@ -187,7 +212,7 @@ def reconstruct(
     the last call and the loss. Returns one record a unit: name, loss curve, error before and after by width.
     """
     images = images.contiguous(memory_format=memory_format(images))
-    fp, features = images, dict.fromkeys(method.widths, images)
+    fp, quantized = images, dict.fromkeys(method.widths, images)
     done: list[dict[str, Any]] = []
     if checkpoint is not None and checkpoint.exists():
         state, info = load_tensors(checkpoint)
@@ -195,17 +220,17 @@ def reconstruct(
         done = info["units"]
     records = []
     for index, unit in enumerate(model.units):
-        target = propagate(unit, fp, FULL_PRECISION)
+        features = Features(fp, quantized, propagate(unit, fp, FULL_PRECISION))
         if index < len(done):
             records.append(done[index])
-            progress(unit.name, method.settings.steps, 0.0)
+            progress(unit.name, method.settings.steps, math.nan)
         else:
-            before = errors(unit, features, target)
-            random = Random(seed, index, images.device)
-            curve = learn(unit, method, fp, features, target, random, progress)
-            after = errors(unit, features, target)
-            records.append({"unit": unit.name, "loss": curve, "error_before": before, "error_after": after})
+            before = errors(unit, features)
+            curve = learn(Learner(unit, method, features, Random(seed, index, images.device)), progress)
+            records.append(
+                {"unit": unit.name, "loss": curve, "error_before": before, "error_after": errors(unit, features)}
+            )
             if checkpoint is not None:
                 save_tensors(checkpoint, model.state_dict(), {"units": records})
-        fp, features = target, {width: propagate(unit, x, width) for width, x in features.items()}
+        fp, quantized = features.target, {width: propagate(unit, x, width) for width, x in quantized.items()}
     return records

@@ -22,6 +22,8 @@ def from_dict(cls: type[Settings], values: dict[str, Any], where: str) -> Settin
         default = known[name].default
         if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
+        if isinstance(default, str) and isinstance(value, int):
+            value = str(value)  # `mfm: 3` means case '3'
         if isinstance(default, tuple) and isinstance(value, list | tuple):
             value = tuple(float(v) for v in value)
         if type(value) is not type(default):

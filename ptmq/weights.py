@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ptmq.backbones import Backbone, Checkpoint, get_backbone
+from ptmq.backbones import Checkpoint, get_backbone
 from ptmq.errors import InputError
 from ptmq.files import load_tensors, sha256
 
@@ -80,6 +80,6 @@ def load_state(network: nn.Module, state: dict[str, Tensor], where: str) -> nn.M
 
 def load_network(backbone: str, path: Path) -> nn.Module:
     """The FP network `backbone` with the weights of a safetensors file, in inference mode."""
+    entry = get_backbone(backbone)
     state, _ = load_tensors(path)
-    entry: Backbone = get_backbone(backbone)
     return load_state(entry.network(), state, str(path)).eval()

@@ -52,7 +52,7 @@ class TestContract:
             for bits in layer.widths:
                 codes = layer.weight_at(bits) / layer.steps()[bits] + layer.zero_points()[bits]
                 torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
-                assert -0.5 < codes.min() and codes.max() < 2**bits - 0.5
+                assert codes.min() > -0.5 and codes.max() < 2**bits - 0.5
 
     def test_fp_is_untouched(self, name, images):
         model, _ = calibrated(name, images)
@@ -139,7 +139,8 @@ def test_every_reading_of_ptmq_runs(case, gd, images):
     ({"lambdas": [1.0]}, "lambdas must be three numbers of 0 or more"),
     ({"gammas": [1, 1, -1]}, "gammas must be three numbers of 0 or more"),
     ({"mfm": "4"}, "mfm '4' is unknown. Known: 1, 2, 3, none."),
-    ({"mfm": 3}, "setting 'mfm' must be str, like its default '3'. Got 3."),
+    ({"mfm": 4}, "mfm '4' is unknown"),
+    ({"mfm": [3]}, "setting 'mfm' must be str, like its default '3'. Got \\[3\\]."),
     ({"gd": "figure"}, "gd 'figure' is unknown. Did you mean 'figure1'"),
     ({"initial_v": "mode"}, "initial_v 'mode' is unknown"),
     ({"steps": 0}, "steps must be at least 1. Got 0."),

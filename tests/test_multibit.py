@@ -125,7 +125,7 @@ def test_a_fresh_process_gives_the_same_logits_bit_for_bit(digits_model, tmp_pat
 
 
 @pytest.mark.parametrize("damage, message", [
-    (lambda d: (d / TENSORS).unlink(), "model.safetensors' cannot be read as safetensors"),
+    (lambda d: (d / TENSORS).unlink(), "model.safetensors' does not exist"),
     (lambda d: (d / TENSORS).write_bytes((d / TENSORS).read_bytes()[:500]), "cannot be read as safetensors"),
     (lambda d: (d / DESCRIPTION).write_text("{"), "model.json' is not valid JSON"),
     (lambda d: (d / DESCRIPTION).write_text((d / DESCRIPTION).read_text().replace("digits_resnet", "resnet20")), "does not fit backbone 'resnet20'"),

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 
 from snakemake.exceptions import WorkflowError
@@ -22,6 +23,27 @@ except InputError as error:
     raise WorkflowError(str(error))
 
 OUT = f"results/{PROFILE['profile']}"
+CHECKED = f"{OUT}/profile.json"
+
+
+def check_profile():
+    """Have every method check its settings, once for each new content of the profile.
+
+    It takes seconds, because the methods import torch; a mistake is told before anything is planned.
+    """
+    if os.path.exists(CHECKED) and json.load(open(CHECKED)) == PROFILE:
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "ptmq", "check", "--json", json.dumps(PROFILE), "--checked", CHECKED],
+        cwd=workflow.basedir,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise WorkflowError(done.stderr.strip().removeprefix("error: "))
+
+
+check_profile()
 DEVICE, THREADS = PROFILE.get("device", "auto"), PROFILE.get("threads", 1)
 FP_RUNS = {f"{backbone}/{FP32}/default/W32A32/seed0" for backbone in PROFILE["backbones"]}
 NAMES = sorted(FP_RUNS) + sorted(RUNS)

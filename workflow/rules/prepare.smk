@@ -1,25 +1,7 @@
 # Data, weights and FP training: everything before quantization.
 
 
-rule check:
-    # Every mistake in the profile is told before the first computation.
-    input:
-        schema="workflow/schemas/profile.schema.yaml",
-    output:
-        f"{OUT}/profile.json",
-    log:
-        f"{OUT}/logs/check.log",
-    conda:
-        "../../environment.yml"
-    params:
-        profile=json.dumps(PROFILE, sort_keys=True),
-    shell:
-        "python -m ptmq check --json {params.profile:q} --checked {output} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
-
-
 rule data:
-    input:
-        checked=ancient(rules.check.output),
     output:
         f"{OUT}/data.json",
     log:
@@ -34,8 +16,6 @@ rule data:
 
 rule weights:
     # A public checkpoint, checked by hash, under the network's own names.
-    input:
-        checked=ancient(rules.check.output),
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
     log:
@@ -53,7 +33,6 @@ rule weights:
 rule train:
     # A network without a public checkpoint is trained here.
     input:
-        checked=ancient(rules.check.output),
         data=rules.data.output,
         code=code("training", "datasets"),
     output:

@@ -4,7 +4,6 @@
 rule quantize:
     # The template. Its own wildcard matches no method: each method has its rule below.
     input:
-        checked=ancient(rules.check.output),
         data=rules.data.output,
         weights=f"{OUT}/weights/{{backbone}}.safetensors",
         code=ENGINE_CODE,

@@ -46,11 +46,18 @@ def rows_of_record(path: Path) -> list[dict]:
     return [shared | {key: line[key] for key in MEASURED} for line in record["results"]]
 
 
+def is_missing(root: Path, name: str) -> bool:
+    """True where a run has no record, or one that outlived its model: the calibration failed since."""
+    folder = root / "models" / name
+    outlived = (root / "logs" / "quantize" / f"{name}.log").exists() and not (folder / "model.json").exists()
+    return outlived or not (root / "records" / f"{name}.json").exists()
+
+
 def rows_of_missing(root: Path, name: str, widths: list[str]) -> list[dict]:
     """The rows of a run without a record."""
     run = NAME.fullmatch(name).groupdict()
-    logs = [root / "logs" / stage / f"{name}.log" for stage in ("evaluate", "quantize")]
-    log = next((log for log in logs if log.exists()), None)
+    logs = [root / "logs" / stage / f"{name}.log" for stage in ("quantize", "evaluate")]
+    log = max((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime, default=None)
     rows = []
     for width in widths:
         w_bits, a_bits = map(int, re.fullmatch(r"W(\d+)A(\d+)", width).groups())
@@ -68,11 +75,10 @@ def main() -> None:
     rows = []
     for item in args.names:
         name, _, widths = item.partition(":")
-        path = args.root / "records" / f"{name}.json"
-        if args.partial and not path.exists():
+        if args.partial and is_missing(args.root, name):
             rows += rows_of_missing(args.root, name, widths.split(","))
         else:
-            rows += rows_of_record(path)
+            rows += rows_of_record(args.root / "records" / f"{name}.json")
     table = pd.DataFrame(rows)
     extra = sorted(set(table.columns) - set(COLUMNS))
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a wrong address is told in seconds, not minutes
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 

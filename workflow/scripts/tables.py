@@ -30,10 +30,14 @@ def cell(group: pd.DataFrame) -> str:
     return f"{done.mean():.2f}" + (f" ± {done.std():.2f}" if len(done) > 1 else "")
 
 
+def with_width(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows with their width in the suite's notation, such as W4A4."""
+    return runs.assign(width="W" + runs.w_bits.astype(str) + "A" + runs.a_bits.astype(str))
+
+
 def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
     """Rows: backbone, method, variant · columns: the widths, lowest first, FP last · cells: top-1 in percent."""
-    runs = runs.assign(width="W" + runs.w_bits.astype(str) + "A" + runs.a_bits.astype(str))
-    cells = runs.groupby([*KEYS, "w_bits", "a_bits", "width"]).apply(cell, include_groups=False)
+    cells = with_width(runs).groupby([*KEYS, "w_bits", "a_bits", "width"]).apply(cell, include_groups=False)
     table = cells.rename("top1").reset_index()
     widths = table.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
     table = table.pivot(index=KEYS, columns="width", values="top1")[list(widths)].reset_index()
@@ -52,9 +56,7 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
         calibrations=("calibrations", "max"), steps=("steps", "max"), seconds=("seconds", "mean"),
         peak_mb=("peak_mb", "max"), images=("images", "max"), device=("device", "first"),
     )  # fmt: skip
-    table["widths"] = done.groupby(KEYS).apply(
-        lambda g: len(g[["w_bits", "a_bits"]].drop_duplicates()), include_groups=False
-    )
+    table["widths"] = with_width(done).groupby(KEYS).width.nunique()
     table = ordered(table.reset_index())
     table["seconds"] = table.seconds.round(1)
     return table

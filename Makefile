@@ -1,0 +1,33 @@
+# make reproduce: the tables and figures of the embedded default · make test: the tests. Both set up first.
+
+PYTHON ?= python3
+CORES ?= 8
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: setup reproduce test lint clean
+
+reproduce: $(READY)
+	$(BIN)/snakemake --cores $(CORES) all
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up .venv: about 6 GB, a few minutes on the first run"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --upgrade --progress-bar on -e '.[workflow,dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .snakemake results/digits

@@ -1,0 +1,173 @@
+"""Profiles, runs, bit-widths and the command line: what is accepted, and what a mistake is told."""
+
+import copy
+import json
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from ptmq.bits import BitGroups, BitWidth
+from ptmq.cli import main
+from ptmq.config import Run, all_runs, read_profile, validate
+from ptmq.errors import InputError
+
+PROFILES = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
+DIGITS = yaml.safe_load((ROOT / "workflow" / "config" / "digits.yaml").read_text())
+
+
+def changed(path: str, value) -> dict:
+    """The digits profile with one entry replaced; a value of ... deletes it."""
+    profile = copy.deepcopy(DIGITS)
+    *parents, last = path.split("/")
+    node = profile
+    for key in parents:
+        node = node[key]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return profile
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_every_profile_is_valid(path):
+    profile = read_profile(path)
+    assert profile["profile"] == path.stem and all_runs(profile)
+
+
+@pytest.mark.parametrize("path, value, message", [
+    ("sedes", [0], "top level: key 'sedes' is unknown. Did you mean 'seeds'?"),
+    ("seeds", ..., "top level: key 'seeds' is missing."),
+    ("seeds", [], "seeds must be a list of at least 1. Got []."),
+    ("seeds", [0, 0], "seeds must be a list without repetition. Got [0, 0]."),
+    ("seeds", [-1], "seeds.0 must be 0 or more. Got -1."),
+    ("seeds", 0, "seeds must be of type array. Got 0."),
+    ("device", "tpu", "device must be one of auto, cpu, cuda. Got 'tpu'."),
+    ("threads", 0, "threads must be 1 or more. Got 0."),
+    ("calibration_images", 0, "calibration_images must be 1 or more. Got 0."),
+    ("profile", "My Profile", "profile must be written like cifar10. Got 'My Profile'."),
+    ("backbones", {}, "backbones must be a mapping of at least 1. Got {}."),
+    ("backbones/digits_resnet/groups/low", [], "backbones.digits_resnet.groups.low must be a list of at least 1."),
+    ("backbones/digits_resnet/groups/low", ["4bit"], "groups.low.0 must be written like W4A4. Got '4bit'."),
+    ("backbones/digits_resnet/groups/top", ["W8A8"], "groups: key 'top' is unknown."),
+    ("backbones/digits_resnet/group", {}, "key 'group' is unknown. Did you mean 'groups'?"),
+    ("methods/ptmq/setting", {}, "methods.ptmq: key 'setting' is unknown. Did you mean 'settings'?"),
+    ("methods/ptmq/per_width", "often", "methods.ptmq.per_width must be of type boolean. Got 'often'."),
+])  # fmt: skip
+def test_a_wrong_profile_is_one_sentence(path, value, message):
+    with pytest.raises(InputError) as error:
+        validate(changed(path, value))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("path, value, message", [
+    ("methods/ptmq/settings", {"step": 3}, "ptmq: setting 'step' is unknown. Did you mean 'steps'?"),
+    ("methods/ptmg", {}, "method 'ptmg' is unknown. Did you mean 'ptmq'?"),
+    ("backbones/digits_restnet", {"groups": DIGITS["backbones"]["digits_resnet"]["groups"]}, "backbone 'digits_restnet' is unknown. Did you mean 'digits_resnet'?"),
+    ("backbones/resnet20", {"groups": DIGITS["backbones"]["digits_resnet"]["groups"]}, "backbone 'resnet20' is for dataset 'cifar10'. Got dataset 'digits'."),
+    ("backbones/digits_resnet/groups/low", ["W9A9"], "weight bits must be 2..8, or 32 for floating point. Got 9."),
+    ("backbones/digits_resnet/groups/low", ["W6A6"], "bit groups must be ordered"),
+])  # fmt: skip
+def test_check_tells_every_mistake_before_anything_runs(path, value, message, capsys):
+    assert main(["check", "--json", json.dumps(changed(path, value))]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_check_tells_all_mistakes_at_once(capsys):
+    profile = changed("methods/ptmq/settings", {"step": 3})
+    profile["methods"]["ptmg"] = {}
+    assert main(["check", "--json", json.dumps(profile)]) == 2
+    said = capsys.readouterr().err
+    assert "'step'" in said and "'ptmg'" in said
+
+
+def test_nested_command_line_values_arrive_as_text():
+    profile = changed(
+        "methods", {"ptmq": {"settings": {"steps": "3", "lr_rounding": "0.5", "mfm": "2", "gd_detach": "false"}}}
+    )
+    profile["seeds"] = ["1", "2"]
+    runs = all_runs(validate(profile))
+    assert {run.seed for run in runs} == {1, 2}
+    from ptmq.calibration import method_of
+
+    settings = method_of(runs[0]).settings
+    assert (settings.steps, settings.lr_rounding, settings.mfm, settings.gd_detach) == (3, 0.5, "2", False)
+
+
+def test_runs_are_variants_by_seeds_by_widths():
+    profile = changed("methods", {"qdrop": {"per_width": True, "widths": ["W3A3", "W4A4"]},
+                                  "ptmq": {"settings": {"steps": 7}, "variants": {"default": {}, "long": {"steps": 9}}}})  # fmt: skip
+    profile["seeds"] = [0, 1]
+    profile["backbones"]["digits_resnet"]["settings"] = {"ptmq": {"regularizer": 0.1}}
+    runs = [run for run in all_runs(profile) if run.backbone == "digits_resnet"]
+    assert len(runs) == 2 * 2 + 2 * 2 and len({run.name for run in runs}) == len(runs)
+    long = next(run for run in runs if run.variant == "long")
+    assert long.settings == {"steps": 9, "regularizer": 0.1} and long.label == "multi" and len(long.widths) == 6
+    assert {run.label for run in runs if run.method == "qdrop"} == {"W3A3", "W4A4"}
+    assert all(Run.from_json(run.to_json()) == run for run in runs)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("W4", "width 'W4' must look like W4A4"),
+    ("W1A4", "weight bits must be 2..8"),
+    ("W4A16", "activation bits must be 2..8"),
+])  # fmt: skip
+def test_wrong_widths(text, message):
+    with pytest.raises(InputError, match=message):
+        BitWidth.parse(text)
+
+
+@pytest.mark.parametrize("groups, message", [
+    (((), ("W4A4",), ("W8A8",)), "bit group 'low' is empty"),
+    ((("W4A4",), ("W4A4",), ("W8A8",)), "every width of 'low' below every width of 'medium'. Got W4A4"),
+    ((("W3A3",), ("W8A8",), ("W6A6",)), "every width of 'medium' below every width of 'high'"),
+])  # fmt: skip
+def test_wrong_groups(groups, message):
+    with pytest.raises(InputError, match=message):
+        BitGroups(*groups)
+
+
+def test_a_draw_takes_one_of_each_group():
+    import torch
+
+    groups = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [groups.draw(generator) for _ in range(100)]
+    assert {d[0] for d in drawn} == set(groups.low) and {d[2] for d in drawn} == set(groups.high)
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["quantize", "--out", "x"], "--weights is missing"),
+    (["quantize", "--weights", "w", "--out", "x"], "--profile is missing"),
+    (["quantize", "--weights", "w", "--out", "x", "--spec", "{"], "is not a run in JSON"),
+    (["quantize", "--weights", "w", "--out", "x", "--profile", "none.yaml", "--backbone", "b", "--method", "m"], "profile 'none.yaml' does not exist"),
+    (["evaluate", "--out", "x"], "give either --model"),
+    (["evaluate", "--out", "x", "--model", "nowhere"], "nowhere/model.json' does not exist"),
+    (["evaluate", "--out", "x", "--weights", "w", "--backbone", "resnet2"], "backbone 'resnet2' is unknown. Did you mean 'resnet20'"),
+    (["train", "--out", "x", "--backbone", "resnet20"], "has public weights"),
+    (["train", "--out", "x", "--backbone", "digits_resnet", "--set", "epochs"], "--set needs KEY=VALUE. Got 'epochs'"),
+    (["train", "--out", "x", "--backbone", "digits_resnet", "--set", "epochs=0"], "training: epochs must be at least 1. Got 0."),
+    (["weights", "--out", "x", "--backbone", "digits_resnet"], "has no public checkpoint"),
+    (["data", "--out", "x", "--dataset", "digit"], "dataset 'digit' is unknown. Did you mean 'digits'"),
+    (["check"], "--profile is missing"),
+])  # fmt: skip
+def test_the_command_line_answers_mistakes_in_one_sentence(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_cuda_is_said(capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    assert main(["train", "--out", "x", "--backbone", "digits_resnet", "--device", "cuda"]) == 2
+    assert "torch finds no CUDA GPU. Set device: cpu, or auto." in capsys.readouterr().err
+
+
+def test_methods_are_listed(capsys):
+    assert main(["methods"]) == 0
+    said = capsys.readouterr().out
+    assert "ptmq" in said and "nearest_mse" in said and "lr_rounding=" in said

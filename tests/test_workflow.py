@@ -1,0 +1,151 @@
+"""The workflow in a copy of the project: what runs, what reruns, and what a mistake or a failure is told.
+
+The networks are real and tiny budgets make the runs quick; the accuracy of such runs means nothing.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+QUICK = "methods={ptmq: {settings: {steps: 3}}}"
+PROJECT = ("Snakefile", "workflow", "ptmq", "baselines", "pyproject.toml", "environment.yml")
+
+
+def snakemake(folder, *args, **environment) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | environment)
+
+
+def jobs(done: subprocess.CompletedProcess) -> set[str]:
+    """The rules that a dry run would run."""
+    return {
+        line.split()[1].rstrip(":") for line in done.stdout.splitlines() if line.startswith(("rule ", "localrule "))
+    }
+
+
+def copy_of_the_project(folder):
+    for name in PROJECT:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder)
+    profile = (folder / "workflow/config/digits.yaml").read_text()
+    # one backbone, two methods, a network of one epoch
+    small = (
+        profile.replace("  nearest_minmax: {}\n", "").split("  digits_vit")[0]
+        + "    training: {epochs: 1}\n\n"
+        + profile[profile.index("methods:") :]
+    )
+    (folder / "workflow/config/digits.yaml").write_text(small.replace("  nearest_minmax: {}\n", ""))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A copy of the project after one run of everything."""
+    folder = copy_of_the_project(tmp_path_factory.mktemp("project"))
+    done = snakemake(folder, "all", "--config", QUICK)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_everything_is_there(project):
+    out = project / "results/digits"
+    runs = pd.read_csv(out / "runs.csv")
+    assert set(runs.method) == {"fp32", "nearest_mse", "ptmq"} and set(runs.status) == {"done"}
+    assert len(runs) == 1 + 6 + 6 and runs.images.eq(597).all()
+    for name in (
+        "tables/accuracy.md",
+        "tables/accuracy.tex",
+        "figures/accuracy.png",
+        "figures/accuracy.pdf",
+        "mlflow.db",
+    ):
+        assert (out / name).stat().st_size > 0
+    record = json.loads((out / "records/digits_resnet/ptmq/default/multi/seed0.json").read_text())
+    assert record["protocol"]["steps"] == 3 and record["run"]["widths"][0] == "W3A3"
+    assert {"python", "torch", "device", "threads"} <= set(record["environment"]) and record["commit"]
+    assert (out / "logs/quantize/digits_resnet/ptmq/default/multi/seed0.log").exists()
+
+
+def test_a_second_run_has_nothing_to_do(project):
+    done = snakemake(project, "all", "--config", QUICK)
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file, reruns", [
+    ("baselines/nearest.py", {"nearest", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
+    ("ptmq/ptmq.py", {"ptmq", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
+    ("ptmq/losses.py", {"ptmq", "nearest", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
+    ("workflow/scripts/figures.py", {"figures", "mlflow", "all"}),
+])  # fmt: skip
+def test_a_change_reruns_what_it_changes_and_no_more(project, file, reruns):
+    path = project / file
+    before, times = path.read_text(), path.stat()
+    try:
+        os.utime(path)  # a touch is no change
+        touched = snakemake(project, "-n", "all", "--config", QUICK)
+        path.write_text(before + "\n# changed\n")
+        assert jobs(snakemake(project, "-n", "all", "--config", QUICK)) == reruns
+        assert jobs(touched) <= reruns
+    finally:
+        path.write_text(before)
+        os.utime(path, (times.st_atime, times.st_mtime))
+
+
+def test_another_setting_reruns_its_method_alone(project):
+    done = snakemake(project, "-n", "all", "--config", "methods={ptmq: {settings: {steps: 4}}}")
+    assert {"ptmq", "evaluate"} <= jobs(done) and not {"nearest", "train", "fp32", "data"} & jobs(done)
+
+
+def test_the_calibrated_model_can_be_taken_away(project):
+    from ptmq.saved import load_model
+
+    model, info = load_model(project / "results/digits/models/digits_resnet/ptmq/default/multi/seed0")
+    model.set_bits(3, 3)
+    assert info["run"]["method"] == "ptmq" and info["units"][0]["unit"] == "stem"
+
+
+def test_a_mistake_in_the_profile_is_one_sentence(project):
+    done = snakemake(project, "-n", "all", "--config", "sedes=[1]")
+    said = done.stdout + done.stderr  # a dry run tells it on stdout
+    assert done.returncode and "key 'sedes' is unknown. Did you mean 'seeds'?" in said
+    assert "Traceback" not in said
+
+
+def test_a_mistake_in_a_method_stops_before_the_first_computation(tmp_path):
+    folder = copy_of_the_project(tmp_path)
+    done = snakemake(folder, "all", "--config", "methods={ptmq: {settings: {lr_roundin: 3}}}")
+    assert done.returncode and "ptmq: setting 'lr_roundin' is unknown. Did you mean 'lr_rounding'?" in done.stderr
+    assert not (folder / "results/digits/weights").exists()
+
+
+def test_a_failing_method_leaves_the_others(project):
+    path = project / "baselines/nearest.py"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("model.search_steps(", "model.no_such_thing("))
+        done = snakemake(project, "all", "--keep-going", "--config", QUICK)
+        assert done.returncode, "a failure is a failure"
+        table = (project / "results/digits/tables/accuracy.md").read_text()
+        assert "failed (results/digits/logs/quantize/digits_resnet/nearest_mse/default/multi/seed0.log)" in table
+        assert "| digits_resnet | ptmq | default |" in table
+    finally:
+        path.write_text(before)
+    assert snakemake(project, "all", "--config", QUICK).returncode == 0
+    assert "failed" not in (project / "results/digits/tables/accuracy.md").read_text()
+
+
+def test_absent_data_offline_is_one_sentence(tmp_path):
+    folder = copy_of_the_project(tmp_path)
+    done = snakemake(folder, "all", "--configfile", "workflow/config/cifar10.yaml", "--config", "offline=true",
+                     PTMQ_DATA_DIR=str(tmp_path / "none"))  # fmt: skip
+    assert done.returncode
+    assert "dataset 'cifar10' is not complete in" in done.stderr and "Point data_dir (or PTMQ_DATA_DIR)" in done.stderr
