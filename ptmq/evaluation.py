@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ptmq import record
@@ -33,18 +34,26 @@ def count_correct(network: nn.Module, images: Images, device: torch.device) -> i
 
 
 @torch.no_grad()
-def count_correct_at(
+def score(
     model: MultiBitModel, images: Images, widths: Sequence[BitWidth], device: torch.device
-) -> dict[BitWidth, int]:
-    """How many images the model classifies correctly at each width; every batch is read once for all widths."""
-    right = dict.fromkeys(widths, 0)
+) -> dict[BitWidth, tuple[int, float]]:
+    """For each width and for FP: how many images are classified correctly, and the mean KL(FP || width) in nats.
+
+    Every batch is read once for all widths.
+    """
+    right = dict.fromkeys((FULL_PRECISION, *widths), 0)
+    divergence = dict.fromkeys(right, 0.0)
     for index in torch.arange(len(images)).split(BATCH):
         x, y = images.batch(index)
-        x = x.to(device).contiguous(memory_format=memory_format(x))
-        for width in widths:
+        x, y = x.to(device).contiguous(memory_format=memory_format(x)), y.to(device)
+        for width in right:
             model.set_bits(width.weight, width.activation)
-            right[width] += int((model(x).argmax(1).cpu() == y).sum())
-    return right
+            log_p = model(x).log_softmax(1)
+            if width == FULL_PRECISION:  # comes first
+                fp = log_p
+            right[width] += int((log_p.argmax(1) == y).sum())
+            divergence[width] += float(F.kl_div(log_p, fp, reduction="sum", log_target=True))
+    return {width: (right[width], divergence[width] / len(images)) for width in right}
 
 
 def evaluate_fp(backbone: str, weights: Path, split: str, data_dir: str | None, device: torch.device) -> dict[str, Any]:
@@ -52,7 +61,7 @@ def evaluate_fp(backbone: str, weights: Path, split: str, data_dir: str | None, 
     start = time.perf_counter()
     network = load_network(backbone, weights).to(device)
     images, hashes = open_images(backbone, split, data_dir)
-    line = record.result(FULL_PRECISION, count_correct(network, images, device), len(images))
+    line = record.result(FULL_PRECISION, count_correct(network, images, device), len(images), kl=0.0)
     info = {
         "run": {"backbone": backbone, "method": FP32, "variant": "default", "label": line["width"], "seed": 0},
         "protocol": {},
@@ -70,18 +79,19 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """The run record of a calibrated model at all its widths.
 
-    fp_record: the record of its FP network; without it the model's own FP width is evaluated too.
+    fp_record: the record of its FP network; without it, the model's own FP width counts.
     """
     start = time.perf_counter()
     model, info = load_model(folder)
     del info["model"]
     info["sha256"]["model"] = sha256(folder / TENSORS)
     images, _ = open_images(info["run"]["backbone"], split, data_dir)
-    widths = list(model.widths) + ([] if fp_record else [FULL_PRECISION])
-    right = count_correct_at(model.to(device), images, widths, device)
-    lines = [record.result(width, right[width], len(images)) for width in widths]
-    fp_top1 = read_json(fp_record)["fp_top1"] if fp_record else lines.pop()["top1"]
-    return _record(info, split, lines, fp_top1, start)
+    scores = score(model.to(device), images, model.widths, device)
+    lines = {width: record.result(width, right, len(images), kl) for width, (right, kl) in scores.items()}
+    fp_top1 = lines.pop(FULL_PRECISION)["top1"]
+    if fp_record:
+        fp_top1 = read_json(fp_record)["fp_top1"]
+    return _record(info, split, list(lines.values()), fp_top1, start)
 
 
 def _record(info: dict[str, Any], split: str, lines: list, fp_top1: float, start: float) -> dict[str, Any]:

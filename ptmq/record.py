@@ -60,13 +60,14 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def result(width: BitWidth, correct: int, images: int) -> dict[str, Any]:
-    """Accuracy at one width; top1 in percent."""
+def result(width: BitWidth, correct: int, images: int, kl: float) -> dict[str, Any]:
+    """Accuracy at one width, top1 in percent, and the mean KL divergence from the FP network's output, in nats."""
     return {
         "width": str(width),
         "w_bits": width.weight,
         "a_bits": width.activation,
         "top1": round(100 * correct / images, 4),
+        "kl": round(kl, 6),
         "correct": correct,
         "images": images,
     }

@@ -15,7 +15,9 @@ def record(method: str, label: str, seed: int, lines: dict[str, float], variant:
     results = []
     for width, top1 in lines.items():
         w, a = map(int, width[1:].split("A"))
-        results.append({"width": width, "w_bits": w, "a_bits": a, "top1": top1, "correct": int(top1), "images": 100})
+        results.append(
+            {"width": width, "w_bits": w, "a_bits": a, "top1": top1, "kl": 0.1, "correct": int(top1), "images": 100}
+        )
     unit = {"unit": "stem", "loss": [2.0, 1.0], "error_before": {"W3A3": 0.2}, "error_after": {"W3A3": 0.1}}
     return {
         "format": 1, "split": "test", "fp_top1": 92.0, "results": results,

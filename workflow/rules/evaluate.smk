@@ -17,7 +17,7 @@ rule fp32:
         cpu=THREADS,
         gpu=on_gpu(),
     params:
-        options=f"{option('data-dir')} --device {DEVICE}",
+        options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
         entry=registry_entry,
     shell:
         "python -m ptmq evaluate --weights {input.weights} --backbone {wildcards.backbone} {params.options}"
@@ -43,7 +43,7 @@ rule evaluate:
         gpu=on_gpu(),
     params:
         folder=lambda wildcards, input: os.path.dirname(input.model),
-        options=f"{option('data-dir')} --device {DEVICE}",
+        options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
     shell:
         "python -m ptmq evaluate --model {params.folder} --fp-record {input.fp} {params.options}"
         " --threads {threads} --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"

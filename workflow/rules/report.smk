@@ -1,6 +1,6 @@
 # From run records to tables, figures and MLflow; nothing here needs torch, data or a GPU.
 
-TABLES = expand(f"{OUT}/tables/{{table}}.{{ext}}", table=["accuracy", "cost"], ext=["csv", "md", "tex"])
+TABLES = expand(f"{OUT}/tables/{{table}}.{{ext}}", table=["accuracy", "divergence", "cost"], ext=["csv", "md", "tex"])
 FIGURES = expand(f"{OUT}/figures/accuracy.{{ext}}", ext=["pdf", "svg", "png"])
 
 

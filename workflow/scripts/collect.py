@@ -14,10 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 KEYS = ["backbone", "method", "variant", "label", "seed"]
-MEASURED = ["w_bits", "a_bits", "top1", "correct", "images"]
+MEASURED = ["w_bits", "a_bits", "top1", "kl", "correct", "images"]
 COST = ["steps", "calibration_images", "seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
 COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", "fp_top1", *COST, "commit", "status"]
-COLUMNS += ["label", "correct", "images", "split", "dataset", "weights_sha256", "torch", "log"]
+COLUMNS += ["label", "kl", "correct", "images", "split", "dataset", "weights_sha256", "torch", "log"]
 NAME = re.compile(r"(?P<backbone>[^/]+)/(?P<method>[^/]+)/(?P<variant>[^/]+)/(?P<label>[^/]+)/seed(?P<seed>\d+)")
 
 

@@ -59,7 +59,8 @@ def draw(axes, runs: pd.DataFrame, backbone: str) -> None:
         axes.set_ylim(floor - margin, fp.mean() + margin)
     axes.set_xticks(range(len(place)), [f"W{w}A{a}" for w, a in place])
     images = int(runs.images.iloc[0]) if len(runs) else 0
-    axes.set_title(f"{backbone}, {images:,} test images")
+    split = runs.split.iloc[0] if len(runs) else "test"
+    axes.set_title(f"{backbone}, {images:,} {split} images")
     axes.set_ylabel("top-1 [%]")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="lower right")

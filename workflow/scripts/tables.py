@@ -35,6 +35,14 @@ def with_width(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(width="W" + runs.w_bits.astype(str) + "A" + runs.a_bits.astype(str))
 
 
+def divergence(runs: pd.DataFrame) -> pd.DataFrame:
+    """As `accuracy`, cells: mean KL(FP || quantized) in nats, finer than top-1 for comparing settings."""
+    done = with_width(runs[(runs.status == "done") & (runs.method != "fp32")])
+    widths = done.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
+    table = done.pivot_table(index=KEYS, columns="width", values="kl", observed=True)
+    return ordered(table.reindex(columns=widths).round(4).reset_index()).fillna("")
+
+
 def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
     """Rows: backbone, method, variant · columns: the widths, lowest first, FP last · cells: top-1 in percent."""
     cells = with_width(runs).groupby([*KEYS, "w_bits", "a_bits", "width"]).apply(cell, include_groups=False)
@@ -103,6 +111,7 @@ def main() -> None:
     runs = pd.read_csv(args.runs)
     args.out.mkdir(parents=True, exist_ok=True)
     write(accuracy(runs), args.out / "accuracy")
+    write(divergence(runs), args.out / "divergence")
     write(cost(runs), args.out / "cost")
 
 
