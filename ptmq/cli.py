@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ptmq.errors import InputError
+from ptmq.errors import InputError, one_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -235,17 +235,23 @@ def check(args: argparse.Namespace) -> None:
     from ptmq.backbones import get_backbone
     from ptmq.calibration import method_of
     from ptmq.config import all_runs, read_profile, validate
+    from ptmq.datasets import DATASETS
     from ptmq.files import write_json
 
     if args.json is None:
         required(args, "profile")
     profile = read_profile(args.profile) if args.json is None else validate(yaml.safe_load(args.json))
+    one_of("dataset", profile["dataset"], DATASETS)
     mistakes: dict[str, None] = {}  # in order, each once
     for run in all_runs(profile):
         try:
             dataset = get_backbone(run.backbone).dataset
             if dataset != run.dataset:
                 raise InputError(f"backbone {run.backbone!r} is for dataset {dataset!r}. Got dataset {run.dataset!r}.")
+        except InputError as error:
+            mistakes[str(error)] = None
+            continue
+        try:
             method_of(run)
         except InputError as error:
             mistakes[f"{run.backbone}, {run.method}, {run.variant}: {error}"] = None

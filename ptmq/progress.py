@@ -1,5 +1,6 @@
 """A progress bar with the loss and the time left, for a terminal and for a log file."""
 
+import math
 import sys
 
 from tqdm import tqdm
@@ -21,6 +22,6 @@ class Bar:
         self.bar.close()
 
     def advance(self, unit: str, steps: int, loss: float) -> None:
-        """`steps` more are done, in `unit`, with `loss` the last."""
-        self.bar.set_postfix_str(f"{unit} loss {loss:.4g}", refresh=False)
+        """`steps` more are done, in `unit`, with `loss` the last (NaN where there is none yet)."""
+        self.bar.set_postfix_str(unit if math.isnan(loss) else f"{unit} loss {loss:.4g}", refresh=False)
         self.bar.update(steps)
