@@ -78,6 +78,8 @@ def validate(profile: Mapping[str, Any]) -> dict[str, Any]:
         import jsonschema
     except ImportError:  # a machine without the workflow's packages: the settings still check themselves
         return profile
+    if not SCHEMA.exists():  # installed without the workflow
+        return profile
     schema = yaml.safe_load(SCHEMA.read_text())
     problems = sorted(
         jsonschema.Draft202012Validator(schema).iter_errors(profile), key=lambda e: list(map(str, e.path))

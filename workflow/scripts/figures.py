@@ -24,6 +24,7 @@ STYLES = {
     "adaround": ("#CC79A7", "P", "-"),
     "flexround": ("#E69F00", "X", "-"),
 }
+VARIANT_MARKERS = "d<>hp8"
 OTHER = ("#000000", "*", "-.")
 NAMES = {"nearest_minmax": "nearest, min-max steps", "nearest_mse": "nearest, MSE steps", "ptmq": "PTMQ"}
 
@@ -34,33 +35,40 @@ def label_of(method: str, variant: str) -> str:
     return name if variant == "default" else f"{name} ({variant})"
 
 
+def draw_line(axes, method: str, variant: str, others: list[str], x: list[int], points: pd.DataFrame) -> None:
+    """One method: the mean over seeds and a band of one standard deviation; variants thin and hollow."""
+    colour, marker, line = STYLES.get(method, OTHER)
+    style = {"color": colour, "marker": marker, "linestyle": line}
+    if variant != "default":
+        marker = VARIANT_MARKERS[others.index(variant) % len(VARIANT_MARKERS)]
+        style |= {"marker": marker, "linestyle": ":", "markerfacecolor": "none", "linewidth": 1}
+    axes.plot(x, points["mean"], label=label_of(method, variant), **style)
+    spread = points["std"].fillna(0)
+    axes.fill_between(x, points["mean"] - spread, points["mean"] + spread, color=colour, alpha=0.2, linewidth=0)
+
+
 def draw(axes, runs: pd.DataFrame, backbone: str) -> None:
-    """One panel: every method of one backbone."""
+    """One panel: every method of one backbone, FP as a horizontal line."""
     runs = runs[(runs.backbone == backbone) & (runs.status == "done")]
     fp = runs[runs.method == "fp32"].top1
     quantized = runs[runs.method != "fp32"]
     widths = quantized[["w_bits", "a_bits"]].drop_duplicates().sort_values(["w_bits", "a_bits"])
     place = {width: x for x, width in enumerate(widths.itertuples(index=False, name=None))}
-    floor = 100.0
+    shown = [fp.mean()] if len(fp) else []
     for (method, variant), lines in quantized.groupby(["method", "variant"], sort=True):
-        by_width = lines.groupby(["w_bits", "a_bits"]).top1.agg(["mean", "std"]).reset_index()
-        x = [place[w, a] for w, a in zip(by_width.w_bits, by_width.a_bits, strict=True)]
-        colour, marker, line = STYLES.get(method, OTHER)
-        if variant != "default":
-            line = (0, (1, 1))
-        axes.plot(x, by_width["mean"], color=colour, marker=marker, linestyle=line, label=label_of(method, variant))
-        spread = by_width["std"].fillna(0)
-        axes.fill_between(x, by_width["mean"] - spread, by_width["mean"] + spread, color=colour, alpha=0.2, linewidth=0)
-        if method != "nearest_minmax":  # min-max falls to chance at 3 bits: shown as far as the axis goes
-            floor = min(floor, by_width["mean"].min())
+        points = lines.groupby(["w_bits", "a_bits"]).top1.agg(["mean", "std"]).reset_index()
+        x = [place[w, a] for w, a in zip(points.w_bits, points.a_bits, strict=True)]
+        others = sorted(set(quantized[quantized.method == method].variant) - {"default"})
+        draw_line(axes, method, variant, others, x, points)
+        if method != "nearest_minmax":  # min-max may fall to chance at 3 bits: shown as far as the axis goes
+            shown += list(points["mean"])
     if len(fp):
         axes.axhline(fp.mean(), color="black", linewidth=1, linestyle="-.", label=f"FP32 ({fp.mean():.2f} %)")
-        margin = max(0.5, 0.12 * (fp.mean() - floor))
-        axes.set_ylim(floor - margin, fp.mean() + margin)
+    if shown:
+        margin = max(0.2, 0.08 * (max(shown) - min(shown)))
+        axes.set_ylim(min(shown) - margin, max(shown) + margin)
+        axes.set_title(f"{backbone}, {int(runs.images.iloc[0]):,} {runs.split.iloc[0]} images")
     axes.set_xticks(range(len(place)), [f"W{w}A{a}" for w, a in place])
-    images = int(runs.images.iloc[0]) if len(runs) else 0
-    split = runs.split.iloc[0] if len(runs) else "test"
-    axes.set_title(f"{backbone}, {images:,} {split} images")
     axes.set_ylabel("top-1 [%]")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="lower right")
