@@ -9,6 +9,8 @@ READY := .venv/ready
 
 reproduce: $(READY)
 	$(BIN)/snakemake --cores $(CORES) all
+	@echo; cat results/digits/tables/accuracy.md; echo
+	@echo "Tables and figures are in results/digits/tables and results/digits/figures"
 
 test: $(READY)
 	$(BIN)/pytest

@@ -1,6 +1,7 @@
 """Command line: python -m ptmq <command>. It is all that the workflow's rules call."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -99,6 +100,10 @@ def torch_device(name: str, threads: int):
         raise InputError(f"device must be cpu, cuda or auto. Got {name!r}.")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but torch finds no CUDA GPU. Set device: cpu, or auto.")
+    if name == "cuda":  # the same run gives the same result, in float32 proper
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 

@@ -107,6 +107,11 @@ class QuantizedLayer(nn.Module):
         wanted = {self.fixed} if self.fixed else set(widths) - {FP}
         self._weights.update(self.relaxation.soft(wanted))
 
+    def _apply(self, *args, **kwargs):
+        """Moved or cast: weights computed before belong to the old place."""
+        self._weights.clear()
+        return super()._apply(*args, **kwargs)
+
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Take a saved rounding whether it is one for all widths or one a width; forget computed weights."""
         if f"{prefix}rounding" in state_dict:

@@ -88,6 +88,12 @@ def test_errors_say_the_way_out(model, what, message):
         what(model)
 
 
+def test_a_model_that_was_used_can_be_moved_or_cast(model, images):
+    before = logits(model, images, BitWidth(3, 3))
+    assert model.double()(images.double()).dtype == torch.float64
+    assert torch.equal(logits(model.float(), images, BitWidth(3, 3)), before)
+
+
 SCRIPT = """
 import sys, torch, json
 from ptmq.saved import load_model

@@ -79,23 +79,27 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """CSV, Markdown and LaTeX of one table."""
+    """One table as CSV; as Markdown and LaTeX with a part for each backbone, without the widths it does not have."""
     table.to_csv(path.with_suffix(".csv"), index=False)
-    header = "| " + " | ".join(table.columns) + " |\n|" + "---|" * len(table.columns) + "\n"
-    lines = ["| " + " | ".join(map(str, row)) + " |\n" for row in table.itertuples(index=False)]
-    path.with_suffix(".md").write_text(header + "".join(lines))
-    body = [" & ".join(map(_tex, row)) + r" \\" for row in [table.columns, *table.itertuples(index=False)]]
+    parts = [(backbone, part.loc[:, (part != "").any()]) for backbone, part in table.groupby("backbone", sort=False)]
+    path.with_suffix(".md").write_text("\n".join(_markdown(part) for _, part in parts))
+    path.with_suffix(".tex").write_text("\n".join(_latex(part) for _, part in parts))
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    header = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    return (
+        "\n".join([*header, *("| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False))]) + "\n"
+    )
+
+
+def _latex(table: pd.DataFrame) -> str:
+    """A tabular in LaTeX, with booktabs."""
+    header, *body = [" & ".join(map(_tex, row)) + r" \\" for row in [table.columns, *table.itertuples(index=False)]]
     columns = "l" * len(KEYS) + "r" * (len(table.columns) - len(KEYS))
-    body = [
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        body[0],
-        r"\midrule",
-        *body[1:],
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    path.with_suffix(".tex").write_text("\n".join(body) + "\n")
+    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", header, r"\midrule", *body, r"\bottomrule", end]) + "\n"
 
 
 def _tex(value) -> str:
