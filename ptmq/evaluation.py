@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ptmq import record
+from ptmq.backbones import get_backbone
 from ptmq.bits import FULL_PRECISION, BitWidth
 from ptmq.calibration import open_images
 from ptmq.config import FP32
@@ -63,7 +64,14 @@ def evaluate_fp(backbone: str, weights: Path, split: str, data_dir: str | None, 
     images, hashes = open_images(backbone, split, data_dir)
     line = record.result(FULL_PRECISION, count_correct(network, images, device), len(images), kl=0.0)
     info = {
-        "run": {"backbone": backbone, "method": FP32, "variant": "default", "label": line["width"], "seed": 0},
+        "run": {
+            "dataset": get_backbone(backbone).dataset,
+            "backbone": backbone,
+            "method": FP32,
+            "variant": "default",
+            "label": line["width"],
+            "seed": 0,
+        },
         "protocol": {},
         "cost": {"seconds": 0.0, "peak_mb": record.peak_mb(device)},
         "sha256": {"weights": sha256(weights), "data": hashes},

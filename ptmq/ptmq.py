@@ -29,7 +29,7 @@ class PTMQSettings(ReconstructionSettings):
 
     mfm: str = "3"  # case of the feature mixer; none: every width sees its own feature, mixed with FP
     lambdas: tuple = mixer.LAMBDAS  # weights of the low, medium and high group in a mix
-    gd: str = "none"  # figure1, later or none
+    gd: str = "later"  # figure1, later or none
     gammas: tuple = (1.0, 1.0, 1.0)  # weights of the three terms of figure 1
     gd_detach: bool = True  # stop the gradient at the high group, the teacher
 

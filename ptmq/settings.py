@@ -56,8 +56,8 @@ class ReconstructionSettings(StepSizeSettings):
 
     steps: int = 1000  # a unit
     batch_size: int = 32
-    lr_rounding: float = 1e-2  # Adam, constant
-    lr_step_size: float = 4e-4  # Adam, cosine to 0
+    lr_rounding: float = 0.1  # Adam, constant; for about 1,000 steps (docs/defaults.md)
+    lr_step_size: float = 2e-3  # Adam, cosine to 0
     regularizer: float = 0.01  # λ_r, weight of the rounding regularizer
     beta_start: float = 20.0
     beta_end: float = 2.0
