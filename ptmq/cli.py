@@ -125,6 +125,21 @@ def required(args: argparse.Namespace, *names: str) -> None:
             raise InputError(f"--{name} is missing.")
 
 
+def training_of(backbone: str, values: dict[str, Any]):
+    """The training settings of a backbone with some values replaced."""
+    from ptmq.backbones import get_backbone
+    from ptmq.settings import from_dict
+
+    standard = get_backbone(backbone).training
+    if standard is None:
+        if not values:
+            return None
+        raise InputError(
+            f"backbone {backbone!r} has public weights and is not trained. Got training settings {values}."
+        )
+    return from_dict(type(standard), {**asdict(standard), **values}, f"training of {backbone}")
+
+
 # ---------------------------------------------------------------- the commands
 def data(args: argparse.Namespace) -> None:
     """Get a dataset; write a manifest with its hashes."""
@@ -161,14 +176,13 @@ def train(args: argparse.Namespace) -> None:
     from ptmq.backbones import get_backbone
     from ptmq.calibration import open_images
     from ptmq.files import save_tensors
-    from ptmq.settings import from_dict
 
     required(args, "backbone")
     device = torch_device(args.device, args.threads)
     backbone = get_backbone(args.backbone)
-    if backbone.training is None:
+    settings = training_of(args.backbone, overrides(args.set))
+    if settings is None:
         raise InputError(f"backbone {args.backbone!r} has public weights. Get them: python -m ptmq weights.")
-    settings = from_dict(type(backbone.training), {**asdict(backbone.training), **overrides(args.set)}, "training")
     images, _ = open_images(args.backbone, "train", args.data_dir)
     with torch.random.fork_rng():  # torch initialises layers from its global generator
         torch.manual_seed(args.seed)
@@ -250,9 +264,12 @@ def check(args: argparse.Namespace) -> None:
     mistakes: dict[str, None] = {}  # in order, each once
     for run in all_runs(profile):
         try:
-            dataset = get_backbone(run.backbone).dataset
-            if dataset != run.dataset:
-                raise InputError(f"backbone {run.backbone!r} is for dataset {dataset!r}. Got dataset {run.dataset!r}.")
+            backbone = get_backbone(run.backbone)
+            if backbone.dataset != run.dataset:
+                raise InputError(
+                    f"backbone {run.backbone!r} is for dataset {backbone.dataset!r}. Got dataset {run.dataset!r}."
+                )
+            training_of(run.backbone, profile["backbones"][run.backbone].get("training", {}))
         except InputError as error:
             mistakes[str(error)] = None
             continue

@@ -86,7 +86,19 @@ def validate(profile: Mapping[str, Any]) -> dict[str, Any]:
     )
     if problems:
         raise InputError("profile: " + " ".join(_explain(problem) for problem in problems))
+    _check_names(profile)
     return profile
+
+
+def _check_names(profile: Mapping[str, Any]) -> None:
+    """Names that one part of a profile uses must be defined in the other."""
+    backbones, methods = profile["backbones"], profile["methods"]
+    for backbone, body in backbones.items():
+        for method in body.get("settings", {}):
+            one_of(f"backbones.{backbone}.settings: method", method, methods)
+    for method, body in methods.items():
+        for backbone in (body or {}).get("backbones", []):
+            one_of(f"methods.{method}.backbones: backbone", backbone, backbones)
 
 
 def _typed(value: Any) -> Any:

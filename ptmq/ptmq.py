@@ -54,6 +54,11 @@ class PTMQ(Reconstruction):
         super().__init__(settings, widths, groups)
         if groups is None:
             raise InputError("ptmq needs bit groups. Give groups: {low: [...], medium: [...], high: [...]}.")
+        if set(self.widths) != set(groups.widths):
+            raise InputError(
+                f"ptmq calibrates the widths of its groups, {', '.join(map(str, groups.widths))}. "
+                f"Got {', '.join(map(str, self.widths))}. Change the groups, or leave out widths and per_width."
+            )
 
     def draw(self, generator: torch.Generator) -> Sequence[BitWidth]:
         """One width from each group."""

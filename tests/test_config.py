@@ -53,6 +53,8 @@ def test_every_profile_is_valid(path):
     ("backbones/digits_resnet/groups/top", ["W8A8"], "groups: key 'top' is unknown."),
     ("backbones/digits_resnet/group", {}, "key 'group' is unknown. Did you mean 'groups'?"),
     ("methods/ptmq/setting", {}, "methods.ptmq: key 'setting' is unknown. Did you mean 'settings'?"),
+    ("methods/ptmq/backbones", ["digits_resnt"], "methods.ptmq.backbones: backbone 'digits_resnt' is unknown. Did you mean 'digits_resnet'?"),
+    ("backbones/digits_resnet/settings", {"ptqm": {"steps": 3}}, "backbones.digits_resnet.settings: method 'ptqm' is unknown. Did you mean 'ptmq'?"),
     ("methods/ptmq/per_width", "often", "methods.ptmq.per_width must be of type boolean. Got 'often'."),
 ])  # fmt: skip
 def test_a_wrong_profile_is_one_sentence(path, value, message):
@@ -63,6 +65,9 @@ def test_a_wrong_profile_is_one_sentence(path, value, message):
 
 @pytest.mark.parametrize("path, value, message", [
     ("methods/ptmq/settings", {"step": 3}, "ptmq: setting 'step' is unknown. Did you mean 'steps'?"),
+    ("methods/ptmq/widths", ["W3A3"], "ptmq calibrates the widths of its groups, W3A3, W4A4"),
+    ("methods/ptmq/per_width", True, "ptmq calibrates the widths of its groups"),
+    ("backbones/digits_resnet/training", {"epoch": 3}, "training of digits_resnet: setting 'epoch' is unknown. Did you mean 'epochs'?"),
     ("methods/ptmg", {}, "method 'ptmg' is unknown. Did you mean 'ptmq'?"),
     ("backbones/digits_restnet", {"groups": DIGITS["backbones"]["digits_resnet"]["groups"]}, "backbone 'digits_restnet' is unknown. Did you mean 'digits_resnet'?"),
     ("backbones/resnet20", {"groups": DIGITS["backbones"]["digits_resnet"]["groups"]}, "backbone 'resnet20' is for dataset 'cifar10'. Got dataset 'digits'."),
@@ -147,7 +152,7 @@ def test_a_draw_takes_one_of_each_group():
     (["evaluate", "--out", "x", "--weights", "w", "--backbone", "resnet2"], "backbone 'resnet2' is unknown. Did you mean 'resnet20'"),
     (["train", "--out", "x", "--backbone", "resnet20"], "has public weights"),
     (["train", "--out", "x", "--backbone", "digits_resnet", "--set", "epochs"], "--set needs KEY=VALUE. Got 'epochs'"),
-    (["train", "--out", "x", "--backbone", "digits_resnet", "--set", "epochs=0"], "training: epochs must be at least 1. Got 0."),
+    (["train", "--out", "x", "--backbone", "digits_resnet", "--set", "epochs=0"], "training of digits_resnet: epochs must be at least 1. Got 0."),
     (["weights", "--out", "x", "--backbone", "digits_resnet"], "has no public checkpoint"),
     (["data", "--out", "x", "--dataset", "digit"], "dataset 'digit' is unknown. Did you mean 'digits'"),
     (["check"], "--profile is missing"),
