@@ -46,3 +46,11 @@ use rule quantize as ptmq with:
         method="ptmq/ptmq.py",
     wildcard_constraints:
         method="ptmq",
+
+
+use rule quantize as qdrop with:
+    input:
+        **rules.quantize.input,
+        method="baselines/qdrop.py",
+    wildcard_constraints:
+        method="qdrop",
