@@ -27,6 +27,7 @@ STYLES = {
 VARIANT_MARKERS = "d<>hp8"
 OTHER = ("#000000", "*", "-.")
 NAMES = {"nearest_minmax": "nearest, min-max steps", "nearest_mse": "nearest, MSE steps", "ptmq": "PTMQ"}
+NAMES |= {"qdrop": "QDrop", "brecq": "BRECQ", "adaround": "AdaRound", "flexround": "FlexRound"}
 
 
 def label_of(method: str, variant: str) -> str:
@@ -81,11 +82,13 @@ def main() -> None:
     args = parser.parse_args()
     runs = pd.read_csv(args.runs)
     backbones = sorted(runs.backbone.unique())
-    figure, panels = plt.subplots(
-        1, len(backbones), figsize=(6 * len(backbones), 4.2), squeeze=False, layout="constrained"
-    )
-    for axes, backbone in zip(panels[0], backbones, strict=True):
+    rows, columns = -(-len(backbones) // 2), min(2, len(backbones))
+    size = (6 * columns, 4.2 * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axes, backbone in zip(panels.flat, backbones, strict=False):
         draw(axes, runs, backbone)
+    for axes in panels.flat[len(backbones) :]:
+        axes.remove()
     args.out.mkdir(parents=True, exist_ok=True)
     plt.rcParams["svg.hashsalt"] = "ptmq"  # the same figure gives the same file
     for extension, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):

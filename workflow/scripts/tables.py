@@ -40,7 +40,8 @@ def divergence(runs: pd.DataFrame) -> pd.DataFrame:
     done = with_width(runs[(runs.status == "done") & (runs.method != "fp32")])
     widths = done.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
     table = done.pivot_table(index=KEYS, columns="width", values="kl", observed=True)
-    return ordered(table.reindex(columns=widths).round(4).reset_index()).fillna("")
+    cells = table.reindex(columns=widths).map(lambda kl: "" if pd.isna(kl) else f"{kl:.4f}")
+    return ordered(cells.reset_index())
 
 
 def accuracy(runs: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,44 @@
+"""The README and the committed results say the same."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+PUBLISHED = sorted(path.parent.name for path in (ROOT / "results").glob("cifar10*/runs.csv"))
+
+
+def test_the_table_is_the_committed_one():
+    for line in (ROOT / "results/cifar10/tables/accuracy.md").read_text().splitlines():
+        assert line in README
+
+
+def test_links_lead_somewhere():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_modules_that_are_named_exist():
+    for target in re.findall(r"`(?:\.venv/bin/)?python -m ptmq (\w+)", README):
+        from ptmq.cli import parser
+
+        assert target in parser().format_help()
+
+
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_published_results_are_their_records(profile):
+    """Every row is in a record, and every record names the commit of clean code that made it."""
+    root = ROOT / "results" / profile
+    runs = pd.read_csv(root / "runs.csv")
+    assert len(runs) and set(runs.status) == {"done"}
+    for row in runs.itertuples():
+        name = f"{row.backbone}/{row.method}/{row.variant}/{row.label}/seed{row.seed}.json"
+        record = json.loads((root / "records" / name).read_text())
+        line = next(r for r in record["results"] if (r["w_bits"], r["a_bits"]) == (row.w_bits, row.a_bits))
+        assert line["top1"] == row.top1 and line["images"] == row.images
+        assert re.fullmatch(r"[0-9a-f]{12}", record["commit"]), f"{name} was not made by committed code"
