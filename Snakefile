@@ -5,7 +5,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-if "profile" not in config:
+if not workflow.config_settings.configfiles:
 
     configfile: "workflow/config/digits.yaml"
 
@@ -17,9 +17,13 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+check_rules()
+
+
 rule all:
     default_target: True
     input:
+        f"{OUT}/profile.json",
         f"{OUT}/runs.csv",
         TABLES,
         FIGURES,

@@ -1,13 +1,28 @@
 """Round-to-nearest: the floor of every table. Nothing is learned; only the step sizes are chosen."""
 
+from dataclasses import dataclass
+
+from ptmq.errors import require
 from ptmq.methods import Method, register
+from ptmq.settings import StepSizeSettings
+
+
+@dataclass(frozen=True)
+class MinMaxSettings(StepSizeSettings):
+    """Step sizes of the whole range: there is nothing to search."""
+
+    step_size_search: str = "minmax"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.step_size_search == "minmax", "step_size_search", "minmax", self.step_size_search)
 
 
 class Nearest(Method):
     """Weights and activations rounded to the nearest code of every width."""
 
     def calibrate(self, model, images, seed, checkpoint, progress):
-        model.search_steps(images[: self.settings.step_size_images], self.search)
+        model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
         return []
 
 
@@ -15,7 +30,8 @@ class Nearest(Method):
 class NearestMinMax(Nearest):
     """Round to nearest on a grid that spans the whole range."""
 
-    name, search = "nearest_minmax", "minmax"
+    name = "nearest_minmax"
+    Settings = MinMaxSettings
 
 
 @register
@@ -23,7 +39,3 @@ class NearestMSE(Nearest):
     """Round to nearest on the grid of least error, by the search that the learned methods start from."""
 
     name = "nearest_mse"
-
-    @property
-    def search(self) -> str:
-        return self.settings.step_size_search

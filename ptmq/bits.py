@@ -20,7 +20,7 @@ class BitWidth:
     def __post_init__(self):
         for field in ("weight", "activation"):
             bits = getattr(self, field)
-            if bits != FP and not 2 <= bits <= 8:
+            if not isinstance(bits, int) or (bits != FP and not 2 <= bits <= 8):
                 raise InputError(f"{field} bits must be 2..8, or 32 for floating point. Got {bits}.")
 
     def __str__(self) -> str:

@@ -1,6 +1,5 @@
 """The calibration stage: from FP weights and a run's settings to a calibrated model on disk."""
 
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ptmq.files import sha256
 from ptmq.methods import Method, create
 from ptmq.multibit import MultiBitModel
 from ptmq.progress import Bar
+from ptmq.reconstruct import Checkpoint
 from ptmq.saved import save_model
 from ptmq.weights import load_network
 
@@ -56,15 +56,14 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     index = calibration_index(len(images), run)
     calibration, _ = images.batch(index)
 
-    start = time.perf_counter()
     model = MultiBitModel(network, backbone.blocks, method.widths, method.settings.edge_bits).to(device).eval()
     weights_sha256 = sha256(weights)
-    # The file's name holds all that it depends on, so that another run's state is never taken up.
-    unfinished = out / f"unfinished-{record.fingerprint([run.to_json(), weights_sha256])}.safetensors"
+    # The name holds all that the state depends on, so that another run's, or older code's, is never taken up.
+    identity = record.fingerprint([run.to_json(), weights_sha256, record.code_hash(type(method)), device.type])
+    checkpoint = Checkpoint(out / f"unfinished-{identity}.safetensors")
     steps = getattr(method.settings, "steps", 0) * len(model.units)
     with Bar(f"{run.backbone} {run.method} {run.label}", steps) as bar:
-        units = method.calibrate(model, calibration.to(device), run.seed, unfinished, bar.advance)
-    seconds = time.perf_counter() - start
+        units = method.calibrate(model, calibration.to(device), run.seed, checkpoint, bar.advance)
 
     info = {
         "run": asdict(run),
@@ -74,11 +73,12 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
             "mean": backbone.mean,
             "std": backbone.std,
         },
-        "cost": {"seconds": seconds, "peak_mb": record.peak_mb(device)},
+        "cost": {"seconds": checkpoint.seconds(), "peak_mb": record.peak_mb(device)},
         "sha256": {"weights": weights_sha256, "data": hashes},
         "environment": record.environment(device),
         "commit": record.commit(),
         "units": units,
     }
     save_model(out, model.cpu(), run.backbone, info)
-    unfinished.unlink(missing_ok=True)
+    for unfinished in out.glob("unfinished-*"):  # this run's, and those of settings given up
+        unfinished.unlink()

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ptmq.errors import InputError, one_of
+from ptmq.errors import InputError, one_of, require
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -93,6 +93,7 @@ def torch_device(name: str, threads: int):
     """Set the thread count and return the torch device. Raises InputError where CUDA is asked for in vain."""
     import torch
 
+    require(threads >= 1, "--threads", "at least 1", threads)
     torch.set_num_threads(threads)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -114,7 +115,10 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--set needs KEY=VALUE. Got {pair!r}.")
-        values[key] = yaml.safe_load(value)
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set {key}: {value!r} is not a value in YAML.") from None
     return values
 
 
@@ -209,14 +213,13 @@ def run_of(args: argparse.Namespace):
         required(args, "profile", "backbone", "method")
         profile = read_profile(args.profile)
         profile["seeds"] = [args.seed]
-        runs = [run for run in runs_of(profile, args.backbone, args.method) if run.variant == args.variant]
-        if args.width:
-            runs = [run for run in runs if run.label == args.width]
+        known = runs_of(profile, args.backbone, args.method)
+        runs = [run for run in known if run.variant == args.variant and args.width in (None, run.label)]
         if len(runs) != 1:
-            labels = ", ".join(run.label for run in runs) or "none"
+            choices = ", ".join(f"--variant {run.variant} --width {run.label}" for run in known) or "none"
             raise InputError(
-                f"profile {str(args.profile)!r} has {len(runs)} runs of {args.method} ({args.variant}) on "
-                f"{args.backbone}: {labels}. Choose one with --variant and --width."
+                f"{len(runs)} runs of {args.method} on {args.backbone} in profile {str(args.profile)!r} match. "
+                f"Choose one of: {choices}."
             )
         run = runs[0]
     return replace(run, settings={**run.settings, **overrides(args.set)})
@@ -302,6 +305,7 @@ def benchmark(args: argparse.Namespace) -> None:
     """Time one PTMQ step."""
     from ptmq.bench import step_times
 
+    require(args.steps >= 1, "--steps", "at least 1", args.steps)
     device = torch_device(args.device, args.threads)
     for line in step_times(args.backbone or "resnet20", args.steps, device):
         print(line, flush=True)

@@ -64,8 +64,9 @@ def read_profile(path: Path) -> dict[str, Any]:
     """Read and validate a profile file."""
     try:
         profile = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"profile {str(path)!r} does not exist. Known: workflow/config/*.yaml.") from None
+    except OSError as error:
+        reason = error.strerror or "it cannot be read"
+        raise InputError(f"profile {str(path)!r} cannot be read: {reason}. Known: workflow/config/*.yaml.") from None
     except yaml.YAMLError as error:
         raise InputError(f"profile {str(path)!r} is not valid YAML: {error}.") from None
     return validate(profile)
@@ -85,7 +86,7 @@ def validate(profile: Mapping[str, Any]) -> dict[str, Any]:
         jsonschema.Draft202012Validator(schema).iter_errors(profile), key=lambda e: list(map(str, e.path))
     )
     if problems:
-        raise InputError("profile: " + " ".join(_explain(problem) for problem in problems))
+        raise InputError("profile: " + " ".join(dict.fromkeys(map(_explain, problems))))
     _check_names(profile)
     return profile
 
@@ -129,7 +130,7 @@ def _explain(problem) -> str:
                     return str(error)
     if problem.validator == "required":
         missing = [key for key in problem.validator_value if key not in problem.instance]
-        return f"{where}: key {missing[0]!r} is missing."
+        return f"{where}: missing {', '.join(missing)}."
     if problem.validator == "enum":
         return f"{where} must be one of {', '.join(map(str, problem.validator_value))}. Got {problem.instance!r}."
     return f"{where} must be {_rule(problem)}. Got {problem.instance!r}."
@@ -150,14 +151,15 @@ def _rule(problem) -> str:
 
 
 def widths_of(groups: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """All widths of the groups, lowest first."""
+    """All widths of the groups, low to high, as they are listed."""
     return tuple(width for name in GROUPS for width in groups[name])
 
 
 def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]:
     """The runs that a profile asks for of one method on one backbone: variants x seeds (x widths)."""
-    body = profile["backbones"][one_of("backbone", backbone, profile["backbones"])] or {}
-    chosen = profile["methods"][one_of("method", method, profile["methods"])] or {}
+    where = f"profile {profile['profile']}"
+    body = profile["backbones"][one_of(f"{where}: backbone", backbone, profile["backbones"])] or {}
+    chosen = profile["methods"][one_of(f"{where}: method", method, profile["methods"])] or {}
     if backbone not in chosen.get("backbones", [backbone]):
         return []
     groups = body["groups"]

@@ -15,6 +15,7 @@ from ptmq.bits import FULL_PRECISION, BitWidth
 from ptmq.calibration import open_images
 from ptmq.config import FP32
 from ptmq.datasets import Images
+from ptmq.errors import require
 from ptmq.files import read_json, sha256
 from ptmq.multibit import MultiBitModel
 from ptmq.reconstruct import memory_format
@@ -98,7 +99,9 @@ def evaluate_model(
     lines = {width: record.result(width, right, len(images), kl) for width, (right, kl) in scores.items()}
     fp_top1 = lines.pop(FULL_PRECISION)["top1"]
     if fp_record:
-        fp_top1 = read_json(fp_record)["fp_top1"]
+        reference = read_json(fp_record)
+        require("fp_top1" in reference, "--fp-record", "a run record", str(fp_record))
+        fp_top1 = reference["fp_top1"]
     return _record(info, split, list(lines.values()), fp_top1, start)
 
 

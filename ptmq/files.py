@@ -42,8 +42,8 @@ def read_json(path: Path) -> Any:
     """Read JSON; InputError names the file when it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise InputError(f"file {str(path)!r} does not exist.") from None
+    except OSError as error:
+        raise InputError(f"file {str(path)!r} cannot be read: {error.strerror}.") from None
     except json.JSONDecodeError as error:
         raise InputError(f"file {str(path)!r} is not valid JSON: {error}. Delete it and run again.") from None
 
@@ -63,12 +63,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], info: Any) -> None:
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
     """Read what `save_tensors` wrote, on the CPU. Raises InputError for a missing or damaged file."""
     if not Path(path).exists():
-        raise InputError(f"file {str(path)!r} does not exist.")
+        raise InputError(f"file {str(path)!r} cannot be read: no such file.")
     try:
         with safe_open(path, framework="pt") as file:
             info = json.loads((file.metadata() or {}).get("info", "null"))
             return {key: file.get_tensor(key) for key in file.keys()}, info  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"file {str(path)!r} cannot be read as safetensors: {error}. Delete it and make it again."
+            f"file {str(path)!r} is not a whole safetensors file: {error}. Make it again; a public checkpoint "
+            "is converted by: python -m ptmq weights."
         ) from None

@@ -9,7 +9,6 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +21,7 @@ from ptmq.layers import QuantizedLayer
 from ptmq.losses import distance
 from ptmq.mixer import choose
 from ptmq.multibit import MultiBitModel
-from ptmq.reconstruct import reconstruct
+from ptmq.reconstruct import Checkpoint, reconstruct
 from ptmq.rounding import AdaptiveRounding
 from ptmq.settings import ReconstructionSettings, StepSizeSettings, from_dict
 
@@ -54,7 +53,7 @@ class Method(ABC):
 
     @abstractmethod
     def calibrate(
-        self, model: MultiBitModel, images: Tensor, seed: int, checkpoint: Path | None, progress: Progress
+        self, model: MultiBitModel, images: Tensor, seed: int, checkpoint: Checkpoint | None, progress: Progress
     ) -> list[dict[str, Any]]:
         """Calibrate `model`, in place, on (count, ...) images; returns a record a unit, see `reconstruct`."""
 

@@ -68,8 +68,8 @@ class MultiBitModel(nn.Module):
     def set_bits(self, weight: int, activation: int, unit: str | None = None) -> None:
         """Switch to `weight` and `activation` bits, the whole network or the one unit named.
 
-        32 selects floating point. Nothing is re-estimated and no image is needed. Raises InputError for a
-        width that was not calibrated.
+        32 selects floating point. Nothing is re-estimated and no image is needed. Weights and activations may
+        be switched apart; InputError names weight or activation bits that were not calibrated.
         """
         width = BitWidth(weight, activation)
         known_w, known_a = {w.weight for w in self.widths} | {FP}, {w.activation for w in self.widths} | {FP}

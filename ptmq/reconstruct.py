@@ -6,6 +6,7 @@ gets, so the cost of a calibration is linear in depth. Every unit has random gen
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,32 @@ from ptmq.settings import ReconstructionSettings
 INFERENCE_BATCH = 128
 ERROR_IMAGES = 256  # images on which the error before and after learning is measured
 CURVE_POINTS = 20  # of the loss, kept in the record of a unit
+
+
+@dataclass
+class Checkpoint:
+    """The file that a reconstruction writes after every unit and continues from, and the seconds spent so far."""
+
+    path: Path
+    earlier: float = 0.0  # seconds of the runs before this one
+    started: float = field(default_factory=time.perf_counter)
+
+    def load(self, model: MultiBitModel) -> list[dict[str, Any]]:
+        """Bring the model to where the file left it; returns the records of the units that are done."""
+        if not self.path.exists():
+            return []
+        state, info = load_tensors(self.path)
+        model.load_state_dict(state)
+        self.earlier = info["seconds"]
+        return info["units"]
+
+    def save(self, model: MultiBitModel, units: list[dict[str, Any]]) -> None:
+        """Write the model's state and the records of the units that are done, atomically."""
+        save_tensors(self.path, model.state_dict(), {"units": units, "seconds": self.seconds()})
+
+    def seconds(self) -> float:
+        """Seconds since the start, those before an interruption included."""
+        return self.earlier + time.perf_counter() - self.started
 
 
 class RoundingMethod(Protocol):
@@ -202,22 +229,18 @@ def reconstruct(
     images: Tensor,
     method: RoundingMethod,
     seed: int,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Callable[[str, int, float], None] = lambda unit, steps, loss: None,
 ) -> list[dict[str, Any]]:
     """Reconstruct every unit of a model whose step sizes are set, in order.
 
-    images: (count, ...) calibration images on the model's device · checkpoint: a file that is written after
-    every unit and from which a later call continues · progress: called with the unit, the steps done since
+    images: (count, ...) calibration images on the model's device · checkpoint: written after every
+    unit; a later call continues from it · progress: called with the unit, the steps done since
     the last call and the loss. Returns one record a unit: name, loss curve, error before and after by width.
     """
     images = images.contiguous(memory_format=memory_format(images))
     fp, quantized = images, dict.fromkeys(method.widths, images)
-    done: list[dict[str, Any]] = []
-    if checkpoint is not None and checkpoint.exists():
-        state, info = load_tensors(checkpoint)
-        model.load_state_dict(state)
-        done = info["units"]
+    done = checkpoint.load(model) if checkpoint else []
     records = []
     for index, unit in enumerate(model.units):
         features = Features(fp, quantized, propagate(unit, fp, FULL_PRECISION))
@@ -230,7 +253,7 @@ def reconstruct(
             records.append(
                 {"unit": unit.name, "loss": curve, "error_before": before, "error_after": errors(unit, features)}
             )
-            if checkpoint is not None:
-                save_tensors(checkpoint, model.state_dict(), {"units": records})
+            if checkpoint:
+                checkpoint.save(model, records)
         fp, quantized = features.target, {width: propagate(unit, x, width) for width, x in quantized.items()}
     return records

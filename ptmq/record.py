@@ -1,6 +1,7 @@
 """Run records: one JSON a run that explains itself; every table is built from these alone."""
 
 import hashlib
+import inspect
 import json
 import platform
 import resource
@@ -21,6 +22,12 @@ ROOT = Path(__file__).parent.parent
 def fingerprint(content: Any) -> str:
     """A short hash of anything JSON can hold; equal for equal content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def code_hash(method: type) -> str:
+    """A short hash of this package's source and of the file that defines the method."""
+    files = [*sorted((ROOT / "ptmq").rglob("*.py")), Path(inspect.getfile(method))]
+    return fingerprint([file.read_text() for file in files])
 
 
 def commit() -> str:

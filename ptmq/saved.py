@@ -29,7 +29,10 @@ def load_model(folder: Path) -> tuple[MultiBitModel, dict[str, Any]]:
     """
     folder = Path(folder)
     info = read_json(folder / DESCRIPTION)
-    shape = info["model"]
+    try:
+        shape = info["model"]
+    except (KeyError, TypeError):
+        raise InputError(f"file {str(folder / DESCRIPTION)!r} does not describe a calibrated model.") from None
     backbone = get_backbone(shape["backbone"])
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
         network = backbone.network()
@@ -40,4 +43,4 @@ def load_model(folder: Path) -> tuple[MultiBitModel, dict[str, Any]]:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"model {str(folder)!r} does not fit backbone {shape['backbone']!r}: {error}") from None
-    return model.eval(), info
+    return model.eval().requires_grad_(False), info

@@ -20,13 +20,14 @@ def from_dict(cls: type[Settings], values: dict[str, Any], where: str) -> Settin
     for name, value in values.items():
         one_of(f"{where}: setting", name, known)
         default = known[name].default
-        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        if isinstance(default, float) and not isinstance(value, bool):
+            value = _as_float(value)  # YAML reads 1e-3 as text
         if isinstance(default, str) and isinstance(value, int):
             value = str(value)  # `mfm: 3` means case '3'
         if isinstance(default, tuple) and isinstance(value, list | tuple):
-            value = tuple(float(v) for v in value)
-        if type(value) is not type(default):
+            value = tuple(_as_float(v) for v in value)
+        items = value if isinstance(value, tuple) else ()
+        if type(value) is not type(default) or not all(isinstance(item, float) for item in items):
             kind = type(default).__name__
             raise InputError(f"{where}: setting {name!r} must be {kind}, like its default {default!r}. Got {value!r}.")
         converted[name] = value
@@ -34,6 +35,14 @@ def from_dict(cls: type[Settings], values: dict[str, Any], where: str) -> Settin
         return cls(**converted)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+
+
+def _as_float(value: Any) -> Any:
+    """A number as a float, also from text; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, int | str) else value
+    except ValueError:
+        return value
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ptmq.backbones import Training
 from ptmq.datasets import Images
+from ptmq.errors import require
 
 
 def learning_rate(step: int, steps: int, training: Training) -> float:
@@ -38,6 +39,7 @@ def train(
     progress: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> nn.Module:
     """Train `network` from fresh weights drawn from `seed`, on `device`; returns it in inference mode."""
+    require(training.batch_size <= len(images), "batch_size", f"at most the {len(images)} images", training.batch_size)
     generator = torch.Generator().manual_seed(seed)
     network.to(device).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.weight_decay)

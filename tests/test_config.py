@@ -38,7 +38,7 @@ def test_every_profile_is_valid(path):
 
 @pytest.mark.parametrize("path, value, message", [
     ("sedes", [0], "top level: key 'sedes' is unknown. Did you mean 'seeds'?"),
-    ("seeds", ..., "top level: key 'seeds' is missing."),
+    ("seeds", ..., "top level: missing seeds."),
     ("seeds", [], "seeds must be a list of at least 1. Got []."),
     ("seeds", [0, 0], "seeds must be a list without repetition. Got [0, 0]."),
     ("seeds", [-1], "seeds.0 must be 0 or more. Got -1."),
@@ -100,6 +100,19 @@ def test_nested_command_line_values_arrive_as_text():
     assert (settings.steps, settings.lr_rounding, settings.mfm, settings.gd_detach) == (3, 0.5, "2", False)
 
 
+@pytest.mark.parametrize("argv, message", [
+    (["--method", "qdrop"], "profile digits: method 'qdrop' is unknown. Known: nearest_minmax, nearest_mse, ptmq."),
+    (["--method", "ptmq", "--width", "W4A4"], "Choose one of: --variant default --width multi."),
+])  # fmt: skip
+def test_a_run_that_the_profile_lacks_is_said(argv, message, capsys):
+    profile = str(ROOT / "workflow/config/digits.yaml")
+    assert (
+        main(["quantize", "--profile", profile, "--backbone", "digits_resnet", "--weights", "w", "--out", "x", *argv])
+        == 2
+    )
+    assert message in capsys.readouterr().err
+
+
 def test_runs_are_variants_by_seeds_by_widths():
     profile = changed("methods", {"qdrop": {"per_width": True, "widths": ["W3A3", "W4A4"]},
                                   "ptmq": {"settings": {"steps": 7}, "variants": {"default": {}, "long": {"steps": 9}}}})  # fmt: skip
@@ -146,9 +159,9 @@ def test_a_draw_takes_one_of_each_group():
     (["quantize", "--out", "x"], "--weights is missing"),
     (["quantize", "--weights", "w", "--out", "x"], "--profile is missing"),
     (["quantize", "--weights", "w", "--out", "x", "--spec", "{"], "is not a run in JSON"),
-    (["quantize", "--weights", "w", "--out", "x", "--profile", "none.yaml", "--backbone", "b", "--method", "m"], "profile 'none.yaml' does not exist"),
+    (["quantize", "--weights", "w", "--out", "x", "--profile", "none.yaml", "--backbone", "b", "--method", "m"], "profile 'none.yaml' cannot be read: No such file"),
     (["evaluate", "--out", "x"], "give either --model"),
-    (["evaluate", "--out", "x", "--model", "nowhere"], "nowhere/model.json' does not exist"),
+    (["evaluate", "--out", "x", "--model", "nowhere"], "nowhere/model.json' cannot be read: No such file"),
     (["evaluate", "--out", "x", "--weights", "w", "--backbone", "resnet2"], "backbone 'resnet2' is unknown. Did you mean 'resnet20'"),
     (["train", "--out", "x", "--backbone", "resnet20"], "has public weights"),
     (["train", "--out", "x", "--backbone", "digits_resnet", "--set", "epochs"], "--set needs KEY=VALUE. Got 'epochs'"),
@@ -156,6 +169,12 @@ def test_a_draw_takes_one_of_each_group():
     (["weights", "--out", "x", "--backbone", "digits_resnet"], "has no public checkpoint"),
     (["data", "--out", "x", "--dataset", "digit"], "dataset 'digit' is unknown. Did you mean 'digits'"),
     (["check"], "--profile is missing"),
+    (["check", "--profile", "."], "profile '.' cannot be read: Is a directory"),
+    (["bench", "--steps", "0"], "--steps must be at least 1. Got 0."),
+    (["bench", "--threads", "0"], "--threads must be at least 1. Got 0."),
+    (["train", "--out", "x", "--backbone", "digits_resnet", "--set", "lr=[0.4"], "--set lr: '[0.4' is not a value in YAML"),
+    (["train", "--out", "x", "--backbone", "digits_resnet", "--set", "batch_size=5000"], "batch_size must be at most the 1000 images. Got 5000."),
+    (["evaluate", "--out", "x", "--weights", str(ROOT / "README.md"), "--backbone", "resnet20"], "is not a whole safetensors file"),
 ])  # fmt: skip
 def test_the_command_line_answers_mistakes_in_one_sentence(argv, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,7 @@ from ptmq import methods
 from ptmq.bits import BitWidth
 from ptmq.errors import InputError
 from ptmq.methods import METHODS, create, discover
-from ptmq.reconstruct import reconstruct
+from ptmq.reconstruct import Checkpoint, reconstruct
 
 discover()
 W3 = BitWidth(3, 3)
@@ -98,7 +98,7 @@ class TestLearned:
 
     def test_a_killed_run_continues_to_the_identical_result(self, name, images, tmp_path):
         whole, records = calibrated(name, images)
-        checkpoint = tmp_path / "unfinished.safetensors"
+        path = tmp_path / "unfinished.safetensors"
 
         class Killed(Exception):
             pass
@@ -110,9 +110,11 @@ class TestLearned:
         method = make(name)
         model = toy_model(method.widths)
         with pytest.raises(Killed):
-            method.calibrate(model, images, 0, checkpoint, kill)
+            method.calibrate(model, images, 0, Checkpoint(path), kill)
         resumed = toy_model(method.widths)
+        checkpoint = Checkpoint(path)
         assert method.calibrate(resumed, images, 0, checkpoint, lambda *_: None) == records
+        assert checkpoint.earlier > 0, "the seconds before the kill count too"
         assert same(whole, resumed)
 
 
@@ -136,6 +138,8 @@ def test_every_reading_of_ptmq_runs(case, gd, images):
 
 @pytest.mark.parametrize("settings, message", [
     ({"lambdas": [0.5, 0.5, 0.5]}, "lambdas must be three numbers that sum to 1. Got \\(0.5, 0.5, 0.5\\)"),
+    ({"lambdas": [0.4, 0.3, "x"]}, "setting 'lambdas' must be tuple"),
+    ({"lr_rounding": "fast"}, "setting 'lr_rounding' must be float"),
     ({"lambdas": [1.0]}, "lambdas must be three numbers of 0 or more"),
     ({"gammas": [1, 1, -1]}, "gammas must be three numbers of 0 or more"),
     ({"mfm": "4"}, "mfm '4' is unknown. Known: 1, 2, 3, none."),
@@ -154,6 +158,16 @@ def test_every_reading_of_ptmq_runs(case, gd, images):
 def test_bad_settings_are_one_sentence(settings, message):
     with pytest.raises(InputError, match=message):
         make("ptmq", **settings)
+
+
+def test_numbers_may_be_written_with_an_exponent():
+    assert make("ptmq", lr_rounding="1e-3").settings.lr_rounding == 1e-3
+
+
+def test_minmax_has_nothing_to_search():
+    assert make("nearest_minmax").settings.step_size_search == "minmax"
+    with pytest.raises(InputError, match="step_size_search must be minmax. Got 'shrink'."):
+        make("nearest_minmax", step_size_search="shrink")
 
 
 def test_a_single_width_method_wants_one_width():

@@ -79,6 +79,7 @@ def test_prepared_weights_are_the_lazy_ones(images):
 
 @pytest.mark.parametrize("what, message", [
     (lambda m: m.set_bits(2, 2), "width W2A2 was not calibrated. Weight bits: \\[3, 4, 5, 6, 7, 8, 32\\]"),
+    (lambda m: m.set_bits(4.0, 4), "weight bits must be 2..8, or 32 for floating point. Got 4.0."),
     (lambda m: m.set_bits(9, 9), "weight bits must be 2..8, or 32 for floating point. Got 9."),
     (lambda m: m.set_bits(4, 4, unit="block.0"), "unit 'block.0' is unknown. Did you mean 'blocks.0'"),
     (lambda m: MultiBitModel(toy_network(), ["blocks.*"], []), "needs at least one width"),
@@ -131,8 +132,9 @@ def test_a_fresh_process_gives_the_same_logits_bit_for_bit(digits_model, tmp_pat
 
 
 @pytest.mark.parametrize("damage, message", [
-    (lambda d: (d / TENSORS).unlink(), "model.safetensors' does not exist"),
-    (lambda d: (d / TENSORS).write_bytes((d / TENSORS).read_bytes()[:500]), "cannot be read as safetensors"),
+    (lambda d: (d / TENSORS).unlink(), "model.safetensors' cannot be read: no such file"),
+    (lambda d: (d / TENSORS).write_bytes((d / TENSORS).read_bytes()[:500]), "is not a whole safetensors file"),
+    (lambda d: (d / DESCRIPTION).write_text("{}"), "does not describe a calibrated model"),
     (lambda d: (d / DESCRIPTION).write_text("{"), "model.json' is not valid JSON"),
     (lambda d: (d / DESCRIPTION).write_text((d / DESCRIPTION).read_text().replace("digits_resnet", "resnet20")), "does not fit backbone 'resnet20'"),
 ])  # fmt: skip

@@ -90,6 +90,14 @@ def test_the_record_says_what_was_measured(folder):
     assert {"weights", "data", "model"} <= set(record["sha256"]) and record["cost"]["peak_mb"] > 50
 
 
+def test_changed_code_does_not_take_up_an_unfinished_run():
+    from ptmq import record
+    from ptmq.methods import METHODS, discover
+
+    discover()
+    assert record.code_hash(METHODS["ptmq"]) != record.code_hash(METHODS["qdrop"])
+
+
 def test_more_calibration_images_than_there_are_is_said(weights, tmp_path):
     from dataclasses import replace
 

@@ -83,6 +83,7 @@ def test_a_second_run_has_nothing_to_do(project):
 @pytest.mark.parametrize("file, reruns", [
     ("baselines/nearest.py", {"nearest", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
     ("ptmq/ptmq.py", {"ptmq", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
+    ("ptmq/models/cifar_resnet.py", {"train", "fp32", "ptmq", "nearest", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
     ("ptmq/losses.py", {"ptmq", "nearest", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
     ("workflow/scripts/figures.py", {"figures", "mlflow", "all"}),
 ])  # fmt: skip
@@ -141,6 +142,26 @@ def test_a_failing_method_leaves_the_others(project):
         path.write_text(before)
     assert snakemake(project, "all", "--config", QUICK).returncode == 0
     assert "failed" not in (project / "results/digits/tables/accuracy.md").read_text()
+
+
+def test_a_dry_run_writes_no_result(project):
+    before = {path: path.stat().st_mtime for path in (project / "results").rglob("*")}
+    snakemake(project, "-n", "all", "--config", "calibration_images=64")
+    assert {path: path.stat().st_mtime for path in (project / "results").rglob("*")} == before
+
+
+def test_a_profile_can_be_renamed_and_a_method_without_a_rule_is_said(project):
+    done = snakemake(project, "-n", "all", "--config", "profile=mine", QUICK)
+    assert "results/mine/runs.csv" in done.stdout and done.returncode == 0
+    path = project / "baselines/mine.py"
+    path.write_text(
+        (project / "baselines/qdrop.py").read_text().replace("QDrop(", "Mine(").replace('"qdrop"', '"mine"')
+    )
+    try:
+        done = snakemake(project, "-n", "all", "--config", "methods={mine: {per_width: true}}")
+        assert "method 'mine' has no rule. Add it to workflow/rules/quantize.smk" in done.stdout + done.stderr
+    finally:
+        path.unlink()
 
 
 def test_absent_data_offline_is_one_sentence(tmp_path):

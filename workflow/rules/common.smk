@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ except InputError as error:
     raise WorkflowError(str(error))
 
 OUT = f"results/{PROFILE['profile']}"
-CHECKED = f"{OUT}/profile.json"
+CHECKED = f".snakemake/checked/{PROFILE['profile']}.json"
 
 
 def check_profile():
@@ -87,6 +88,23 @@ def option(name):
     if isinstance(value, bool):
         return f"--{name}" if value else ""
     return f"--{name} {shlex.quote(str(value))}" if value is not None else ""
+
+
+def model_code(wildcards):
+    """The file that builds the backbone, where it is one of ours."""
+    entry = BACKBONES.get(wildcards.backbone)
+    package, *names = entry.build.split(":")[0].split(".") if entry else [""]
+    return [os.path.join(package, *names) + ".py"] if package == "ptmq" else []
+
+
+def check_rules():
+    """Every method of the profile needs a rule: say so before Snakemake says 'missing input'."""
+    patterns = [rule.wildcard_constraints.get("method", "") for rule in workflow.rules]
+    for method in PROFILE["methods"]:
+        if not any(re.fullmatch(pattern, method) for pattern in patterns if pattern != "[^/]+"):
+            raise WorkflowError(
+                f"method {method!r} has no rule. Add it to workflow/rules/quantize.smk, like its neighbours there."
+            )
 
 
 def registry_entry(wildcards):

@@ -6,6 +6,7 @@ rule fp32:
         data=rules.data.output,
         weights=f"{OUT}/weights/{{backbone}}.safetensors",
         code=code("evaluation", "datasets", "weights"),
+        network=model_code,
     output:
         f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.json",
     log:
@@ -31,6 +32,7 @@ rule evaluate:
         description=rules.quantize.output.description,
         fp=rules.fp32.output,
         code=NETWORK_CODE + code("evaluation", "datasets", "saved"),
+        network=model_code,
     output:
         f"{OUT}/records/{RUN}.json",
     log:

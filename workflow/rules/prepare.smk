@@ -1,6 +1,20 @@
 # Data, weights and FP training: everything before quantization.
 
 
+rule profile:
+    # The profile as it took effect, command-line values included.
+    output:
+        f"{OUT}/profile.json",
+    log:
+        f"{OUT}/logs/profile.log",
+    conda:
+        "../../environment.yml"
+    params:
+        profile=json.dumps(PROFILE, indent=2),
+    shell:
+        "printf '%s\\n' {params.profile:q} > {output} 2> {log}"
+
+
 rule data:
     output:
         f"{OUT}/data.json",
@@ -16,6 +30,8 @@ rule data:
 
 rule weights:
     # A public checkpoint, checked by hash, under the network's own names.
+    input:
+        model=model_code,
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
     log:
@@ -35,6 +51,7 @@ rule train:
     input:
         data=rules.data.output,
         code=code("training", "datasets"),
+        model=model_code,
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
     log:

@@ -1,4 +1,4 @@
-# One rule a method, made from one template. To add a baseline: baselines/<name>.py and three lines here.
+# One rule a method, made from one template. To add a baseline: baselines/<name>.py and a rule like those below.
 
 
 rule quantize:
@@ -7,6 +7,7 @@ rule quantize:
         data=rules.data.output,
         weights=f"{OUT}/weights/{{backbone}}.safetensors",
         code=ENGINE_CODE,
+        network=model_code,
     output:
         model=f"{OUT}/models/{RUN}/model.safetensors",
         description=f"{OUT}/models/{RUN}/model.json",

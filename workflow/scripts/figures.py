@@ -20,14 +20,15 @@ STYLES = {
     "nearest_mse": ("#56B4E9", "^", "--"),
     "ptmq": ("#D55E00", "o", "-"),
     "qdrop": ("#0072B2", "s", "-"),
-    "brecq": ("#009E73", "D", "-"),
-    "adaround": ("#CC79A7", "P", "-"),
-    "flexround": ("#E69F00", "X", "-"),
 }
 VARIANT_MARKERS = "d<>hp8"
-OTHER = ("#000000", "*", "-.")
-NAMES = {"nearest_minmax": "nearest, min-max steps", "nearest_mse": "nearest, MSE steps", "ptmq": "PTMQ"}
-NAMES |= {"qdrop": "QDrop", "brecq": "BRECQ", "adaround": "AdaRound", "flexround": "FlexRound"}
+OTHER = ("#009E73", "*", "-")
+NAMES = {
+    "nearest_minmax": "nearest, min-max steps",
+    "nearest_mse": "nearest, MSE steps",
+    "ptmq": "PTMQ",
+    "qdrop": "QDrop",
+}
 
 
 def label_of(method: str, variant: str) -> str:

@@ -27,11 +27,11 @@ MAX_PARAM = 500  # characters that MLflow takes
 
 def experiment(client: MlflowClient, name: str, root: Path) -> str:
     """The experiment's id, made where it is missing; artifacts of a local store lie beside it."""
+    place = (root / "mlflow").resolve().as_uri() if client.tracking_uri.startswith("sqlite") else None
     found = client.get_experiment_by_name(name)
-    if found:
-        return found.experiment_id
-    local = client.tracking_uri.startswith("sqlite")
-    return client.create_experiment(name, (root / "mlflow").resolve().as_uri() if local else None)
+    if found and place and found.artifact_location != place:  # the project was copied or moved
+        return experiment(client, f"{name} in {root.resolve()}", root)
+    return found.experiment_id if found else client.create_experiment(name, place)
 
 
 def tagged(client: MlflowClient, experiment_id: str, tag: str) -> dict[str, str]:
