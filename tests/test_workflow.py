@@ -5,6 +5,7 @@ The networks are real and tiny budgets make the runs quick; the accuracy of such
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,13 @@ def test_the_calibrated_model_can_be_taken_away(project):
     model, info = load_model(project / "results/digits/models/digits_resnet/ptmq/default/multi/seed0")
     model.set_bits(3, 3)
     assert info["run"]["method"] == "ptmq" and info["units"][0]["unit"] == "stem"
+
+
+def test_the_python_of_the_readme_runs(project):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code += "\nassert logits.shape == (8, 10) and not logits.requires_grad"
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_mistake_in_the_profile_is_one_sentence(project):
