@@ -172,9 +172,11 @@ def test_a_profile_can_be_renamed_and_a_method_without_a_rule_is_said(project):
         path.unlink()
 
 
-def test_absent_data_offline_is_one_sentence(tmp_path):
-    folder = copy_of_the_project(tmp_path)
-    done = snakemake(folder, "all", "--configfile", "workflow/config/cifar10.yaml", "--config", "offline=true",
-                     PTMQ_DATA_DIR=str(tmp_path / "none"))  # fmt: skip
-    assert done.returncode
-    assert "dataset 'cifar10' is not complete in" in done.stderr and "Point data_dir (or PTMQ_DATA_DIR)" in done.stderr
+@pytest.mark.parametrize("target, message", [
+    ("data.json", "dataset 'cifar10' is not complete in 'none/cifar-10-batches-py' and offline is true. Point data_dir"),
+    ("weights/resnet20.safetensors", "weights 'resnet20-12fca82f.th' are not in 'none' and offline is true. Point weights_dir"),
+])  # fmt: skip
+def test_what_is_absent_offline_is_one_sentence(project, target, message):
+    done = snakemake(project, f"results/cifar10/{target}", "--configfile", "workflow/config/cifar10.yaml", "--config",
+                     "offline=true", PTMQ_DATA_DIR="none", PTMQ_WEIGHTS_DIR="none")  # fmt: skip
+    assert done.returncode and message in done.stderr
