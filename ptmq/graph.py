@@ -5,7 +5,7 @@ No backbone is written twice: whatever torch.fx can trace is quantized by these 
 """
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from inspect import Parameter, signature
 
@@ -209,10 +209,9 @@ def to_units(
     widths_w: Sequence[int],
     widths_a: Sequence[int],
     edge_bits: int = 8,
-    fold: Callable[[fx.GraphModule], fx.GraphModule] = fold_norms,
 ) -> list[tuple[str, fx.GraphModule]]:
     """All five steps: the units of `network` in order, as (name, module), each with one input and one output."""
-    graph = fold(trace(network))
+    graph = fold_norms(trace(network))
     units = assign_units(graph, blocks)
     quantize_graph(graph, units, widths_w, widths_a, edge_bits)
     members: dict[str, list[fx.Node]] = {}

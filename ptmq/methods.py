@@ -8,6 +8,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
@@ -93,8 +94,12 @@ def register(cls: type[Method]) -> type[Method]:
     return cls
 
 
+@cache
 def discover() -> dict[str, type[Method]]:
-    """Import PTMQ, every module of `baselines`, and the entry points; a broken one does not stop the others."""
+    """Import PTMQ, every module of `baselines`, and the entry points; a broken one does not stop the others.
+
+    Done once a process.
+    """
     import baselines
 
     modules = ["ptmq.ptmq", *(f"baselines.{m.name}" for m in pkgutil.iter_modules(baselines.__path__))]

@@ -131,13 +131,15 @@ class Features:
     target: Tensor
 
 
-def errors(unit: Unit, features: Features) -> dict[str, float]:
-    """Reconstruction error of the unit at every width on its own input, {'W3A3': mean squared error}."""
-    target = features.target[:ERROR_IMAGES]
-    return {
-        str(width): float((propagate(unit, x[:ERROR_IMAGES], width) - target).square().mean())
-        for width, x in features.quantized.items()
-    }
+def propagate_all(unit: Unit, quantized: dict[BitWidth, Tensor]) -> dict[BitWidth, Tensor]:
+    """The unit's output at every width for that width's own input."""
+    return {width: propagate(unit, x, width) for width, x in quantized.items()}
+
+
+def errors(outputs: dict[BitWidth, Tensor], target: Tensor) -> dict[str, float]:
+    """Reconstruction error at every width on the first ERROR_IMAGES images, {'W3A3': mean squared error}."""
+    few = target[:ERROR_IMAGES]
+    return {str(width): float((out[:ERROR_IMAGES] - few).square().mean()) for width, out in outputs.items()}
 
 
 class Learner:
@@ -247,13 +249,14 @@ def reconstruct(
         if index < len(done):
             records.append(done[index])
             progress(unit.name, method.settings.steps, math.nan)
-        else:
-            before = errors(unit, features)
-            curve = learn(Learner(unit, method, features, Random(seed, index, images.device)), progress)
-            records.append(
-                {"unit": unit.name, "loss": curve, "error_before": before, "error_after": errors(unit, features)}
-            )
-            if checkpoint:
-                checkpoint.save(model, records)
-        fp, quantized = features.target, {width: propagate(unit, x, width) for width, x in quantized.items()}
+            fp, quantized = features.target, propagate_all(unit, quantized)
+            continue
+        few = {width: x[:ERROR_IMAGES] for width, x in quantized.items()}
+        before = errors(propagate_all(unit, few), features.target)
+        curve = learn(Learner(unit, method, features, Random(seed, index, images.device)), progress)
+        fp, quantized = features.target, propagate_all(unit, quantized)
+        after = errors(quantized, features.target)
+        records.append({"unit": unit.name, "loss": curve, "error_before": before, "error_after": after})
+        if checkpoint:
+            checkpoint.save(model, records)
     return records

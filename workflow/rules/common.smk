@@ -32,8 +32,10 @@ def check_profile():
 
     It takes seconds, because the methods import torch; a mistake is told before anything is planned.
     """
-    if os.path.exists(CHECKED) and json.load(open(CHECKED)) == PROFILE:
-        return
+    if os.path.exists(CHECKED):
+        with open(CHECKED) as file:
+            if json.load(file) == PROFILE:
+                return
     done = subprocess.run(
         [sys.executable, "-m", "ptmq", "check", "--json", json.dumps(PROFILE), "--checked", CHECKED],
         cwd=workflow.basedir,

@@ -31,7 +31,7 @@ rule data:
 rule weights:
     # A public checkpoint, checked by hash, under the network's own names.
     input:
-        model=model_code,
+        network=model_code,
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
     log:
@@ -51,7 +51,7 @@ rule train:
     input:
         data=rules.data.output,
         code=code("training", "datasets"),
-        model=model_code,
+        network=model_code,
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
     log:

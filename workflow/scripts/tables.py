@@ -82,17 +82,15 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
 def write(table: pd.DataFrame, path: Path) -> None:
     """One table as CSV; as Markdown and LaTeX with a part for each backbone, without the widths it does not have."""
     table.to_csv(path.with_suffix(".csv"), index=False)
-    parts = [(backbone, part.loc[:, (part != "").any()]) for backbone, part in table.groupby("backbone", sort=False)]
-    path.with_suffix(".md").write_text("\n".join(_markdown(part) for _, part in parts))
-    path.with_suffix(".tex").write_text("\n".join(_latex(part) for _, part in parts))
+    parts = [part.loc[:, (part != "").any()] for _, part in table.groupby("backbone", sort=False)]
+    path.with_suffix(".md").write_text("\n".join(map(_markdown, parts)))
+    path.with_suffix(".tex").write_text("\n".join(map(_latex, parts)))
 
 
 def _markdown(table: pd.DataFrame) -> str:
     """A table in Markdown."""
-    header = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    return (
-        "\n".join([*header, *("| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False))]) + "\n"
-    )
+    header, *body = ["| " + " | ".join(map(str, row)) + " |" for row in [table.columns, *table.itertuples(index=False)]]
+    return "\n".join([header, "|" + "---|" * len(table.columns), *body]) + "\n"
 
 
 def _latex(table: pd.DataFrame) -> str:
