@@ -1,15 +1,15 @@
 """QDrop: drop activation quantization at random while learning rounding.
 
-Paper: https://arxiv.org/abs/2203.05740. The optimisation loop is ptmq/reconstruct.py, whose defaults are
-QDrop's: block by block, rounding and activation step sizes together, each element of the block's input and
-of every activation inside it kept quantized with probability `keep`.
+Paper: https://arxiv.org/abs/2203.05740. Block by block, rounding and activation step sizes together; each element of
+the block's input and of every activation inside it stays quantized with probability `keep`.
+Departures: learning rates and steps are those of docs/defaults.md, not 1e-3, 4e-5 and 20,000.
 """
 
-from ptmq.methods import Reconstruction, register
+from ptmq.methods import AdaptiveReconstruction, register
 
 
 @register
-class QDrop(Reconstruction):
+class QDrop(AdaptiveReconstruction):
     """Rounding and step sizes of one width, learned jointly under random dropping."""
 
     name = "qdrop"

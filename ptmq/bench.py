@@ -8,11 +8,12 @@ import torch
 
 from ptmq.backbones import get_backbone
 from ptmq.bits import FULL_PRECISION, BitGroups
+from ptmq.features import Features, memory_format, propagate, take
 from ptmq.graph import HEAD, STEM
 from ptmq.losses import distance
 from ptmq.methods import create
 from ptmq.multibit import MultiBitModel, Unit
-from ptmq.reconstruct import Features, Learner, Random, memory_format, propagate, take
+from ptmq.reconstruct import Learner, Random
 
 GROUPS = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
 IMAGES = 128

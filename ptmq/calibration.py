@@ -61,8 +61,7 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     # The name holds all that the state depends on, so that another run's, or older code's, is never taken up.
     identity = record.fingerprint([run.to_json(), weights_sha256, record.code_hash(type(method)), device.type])
     checkpoint = Checkpoint(out / f"unfinished-{identity}.safetensors")
-    steps = getattr(method.settings, "steps", 0) * len(model.units)
-    with Bar(f"{run.backbone} {run.method} {run.label}", steps) as bar:
+    with Bar(f"{run.backbone} {run.method} {run.label}", method.count_steps(model)) as bar:
         units = method.calibrate(model, calibration.to(device), run.seed, checkpoint, bar.advance)
 
     info = {

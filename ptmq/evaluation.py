@@ -16,9 +16,9 @@ from ptmq.calibration import open_images
 from ptmq.config import FP32
 from ptmq.datasets import Images
 from ptmq.errors import require
+from ptmq.features import memory_format
 from ptmq.files import read_json, sha256
 from ptmq.multibit import MultiBitModel
-from ptmq.reconstruct import memory_format
 from ptmq.saved import TENSORS, load_model
 from ptmq.weights import load_network
 

@@ -219,3 +219,16 @@ def to_units(
         if node.op not in ("placeholder", "output"):
             members.setdefault(units[node], []).append(node)
     return [(name, extract(graph, nodes, name)) for name, nodes in members.items()]
+
+
+def to_layers(graph: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:
+    """Every layer of a unit with the activation function that follows it and nothing else, as (name, module)."""
+    parts = []
+    for node in graph.graph.nodes:
+        if is_layer(graph, node):
+            nodes = [node]
+            follower = next(iter(node.users))
+            if len(node.users) == 1 and is_activation(graph, follower):
+                nodes.append(follower)
+            parts.append((node.target, extract(graph, nodes, node.target)))
+    return parts

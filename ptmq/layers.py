@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ptmq.bits import FP
 from ptmq.fake_quant import dequantize, fake_quantize_activation, keep_mask, levels
+from ptmq.rounding import Relaxation
 from ptmq.step_size import SEARCHES, SMALLEST_STEP, histogram
 
 
@@ -23,7 +24,7 @@ def _require(bits: int, known: Sequence[int], what: str) -> None:
 class QuantizedLayer(nn.Module):
     """A convolution or linear layer whose weight is quantized per output channel at the selected width.
 
-    weight: (out, in, ...) in floating point · step, zero_point: (widths, out) · rounding: int8,
+    weight: (out, in, ...) in floating point · step, zero_point: (widths, out) · rounding: integer,
     (1, *weight.shape) when all widths share it and (widths, *weight.shape) when each has its own. The code at
     width b is clip(floor(weight / step_b) + rounding + zero_b, 0, 2^b - 1).
 
@@ -46,7 +47,7 @@ class QuantizedLayer(nn.Module):
         if isinstance(layer, nn.Conv2d):
             self.conv = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
         self.bits = FP
-        self.relaxation: nn.Module | None = None  # set while the rounding is being learned
+        self.relaxation: Relaxation | None = None  # set while the rounding is being learned
         self._weights: dict[int, Tensor] = {}  # the weight at each width used so far
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,9 +90,11 @@ class QuantizedLayer(nn.Module):
             nearest.append(torch.round(self.weight / step) - torch.floor(self.weight / step))
         self.set_rounding(torch.stack(nearest).to(torch.int8))
 
-    def set_rounding(self, rounding: Tensor) -> None:
-        """Take hard rounding values, int8, (1 or widths, *weight.shape)."""
+    def set_rounding(self, rounding: Tensor, steps: dict[int, Tensor] | None = None) -> None:
+        """Take hard rounding values, integers, (1 or widths, *weight.shape), and learned step sizes, (out, 1, ...)."""
         self.rounding, self.relaxation = rounding, None
+        for bits, step in (steps or {}).items():
+            self.step[self.widths.index(bits)] = step.flatten()
         self._weights.clear()
 
     def steps(self) -> dict[int, Tensor]:
@@ -115,7 +118,8 @@ class QuantizedLayer(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Take a saved rounding whether it is one for all widths or one a width; forget computed weights."""
         if f"{prefix}rounding" in state_dict:
-            self.rounding = self.rounding.new_empty(state_dict[f"{prefix}rounding"].shape)
+            saved = state_dict[f"{prefix}rounding"]
+            self.rounding = torch.empty_like(saved, device=self.rounding.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._weights.clear()
 

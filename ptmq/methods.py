@@ -8,23 +8,22 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from ptmq.bits import BitGroups, BitWidth
+from ptmq.bits import FP, BitGroups, BitWidth
 from ptmq.errors import InputError, one_of
-from ptmq.fake_quant import keep_mask
 from ptmq.layers import QuantizedLayer
-from ptmq.losses import distance
-from ptmq.mixer import choose
 from ptmq.multibit import MultiBitModel
-from ptmq.reconstruct import Checkpoint, reconstruct
+from ptmq.phase import Phase, StepSizes
+from ptmq.reconstruct import Checkpoint, count_steps, reconstruct
 from ptmq.rounding import AdaptiveRounding
-from ptmq.settings import ReconstructionSettings, StepSizeSettings, from_dict
+from ptmq.settings import AdaptiveRoundingSettings, ReconstructionSettings, StepSizeSettings, from_dict
 
 METHODS: dict[str, type["Method"]] = {}
 BROKEN: dict[str, str] = {}  # modules that could not be imported, and why
@@ -58,34 +57,55 @@ class Method(ABC):
     ) -> list[dict[str, Any]]:
         """Calibrate `model`, in place, on (count, ...) images; returns a record a unit, see `reconstruct`."""
 
+    def count_steps(self, model: MultiBitModel) -> int:
+        """How many steps `calibrate` reports to `progress`."""
+        return 0
 
-class Reconstruction(Method):
-    """A method that learns rounding with the engine; the defaults are QDrop's, subclasses say what differs."""
+
+class Reconstruction(Phase, Method):
+    """A method that learns with the engine; the hooks of Phase say how, subclasses say what differs."""
 
     Settings = ReconstructionSettings
 
+    def phases(self) -> Sequence[Phase]:
+        """The passes over the network, one after the other; here one, which learns everything together."""
+        return [self]
+
+    def count_steps(self, model):
+        return count_steps(model, self.phases())
+
     def calibrate(self, model, images, seed, checkpoint, progress):
         model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
-        return reconstruct(model, images, self, seed, checkpoint, progress)
+        return reconstruct(model, images, self.phases(), seed, checkpoint, progress)
 
-    def relax(self, layer: QuantizedLayer) -> torch.nn.Module:
+    def weights_alone(self) -> Phase:
+        """This method with FP activations, at its one width."""
+        (width,) = self.widths
+        phase = copy(self)
+        phase.widths = (BitWidth(width.weight, FP),)
+        return phase
+
+    def weights_then_step_sizes(self, activation_steps: int) -> Sequence[Phase]:
+        """BRECQ's two passes: weights under FP activations, then activation step sizes, where there are any."""
+        phases = [self.weights_alone()]
+        if self.widths[0].activation != FP:
+            phases.append(StepSizes(replace(self.settings, steps=activation_steps), self.widths))
+        return phases
+
+
+class AdaptiveReconstruction(Reconstruction):
+    """A reconstruction that learns for every weight whether it is rounded down or up."""
+
+    Settings = AdaptiveRoundingSettings
+
+    def relax(self, layer: QuantizedLayer) -> AdaptiveRounding:
         """Adaptive rounding, started so that the soft weight is the FP weight."""
         return AdaptiveRounding(layer.weight, layer.steps(), layer.zero_points(), self.settings.initial_v)
 
-    def draw(self, generator: torch.Generator) -> Sequence[BitWidth]:
-        """The one width."""
-        return self.widths
-
-    def mix(self, fp: Tensor, quantized: Sequence[Tensor], generator: torch.Generator) -> Sequence[Tensor]:
-        """FP and quantized features mixed element-wise, each width with its own (QDrop)."""
-        if self.settings.keep == 1:
-            return quantized
-        mask = keep_mask(fp, self.settings.keep, generator)
-        return [choose(mask, feature, fp) for feature in quantized]
-
-    def loss(self, target: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-        """Sum over the widths of the squared error to the FP output."""
-        return sum(distance(output, target) for output in outputs)
+    def regularizer(self, relaxations: Sequence[AdaptiveRounding], step: int) -> Tensor | float:
+        """λ_r times the pull of every V towards 0 or 1, after the warm-up."""
+        beta = self.settings.beta_at(step)
+        return 0.0 if beta is None else self.settings.regularizer * sum(r.regularizer(beta) for r in relaxations)
 
 
 def register(cls: type[Method]) -> type[Method]:

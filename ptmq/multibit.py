@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ptmq.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.errors import InputError, one_of
-from ptmq.graph import to_units
+from ptmq.graph import to_layers, to_units
 from ptmq.layers import ActivationQuantizer, QuantizedLayer
 
 
@@ -29,6 +29,10 @@ class Unit(nn.Module):
             layer.set_bits(width.weight)
         for quantizer in self.quantizers:
             quantizer.set_bits(width.activation)
+
+    def by_layer(self) -> "list[Unit]":
+        """Every layer, with the activation function that directly follows it, as a unit that shares its module."""
+        return [Unit(name, graph) for name, graph in to_layers(self.graph)]
 
 
 class MultiBitModel(nn.Module):

@@ -16,15 +16,15 @@ from ptmq import losses, mixer
 from ptmq.bits import BitWidth
 from ptmq.errors import InputError, one_of, require
 from ptmq.fake_quant import keep_mask
-from ptmq.methods import Reconstruction, register
-from ptmq.settings import ReconstructionSettings
+from ptmq.methods import AdaptiveReconstruction, register
+from ptmq.settings import AdaptiveRoundingSettings
 
 CASES = ("1", "2", "3", "none")
 GD_LOSSES = ("figure1", "later", "none")
 
 
 @dataclass(frozen=True)
-class PTMQSettings(ReconstructionSettings):
+class PTMQSettings(AdaptiveRoundingSettings):
     """PTMQ's own choices, beside those of every reconstruction."""
 
     mfm: str = "3"  # case of the feature mixer; none: every width sees its own feature, mixed with FP
@@ -44,7 +44,7 @@ class PTMQSettings(ReconstructionSettings):
 
 
 @register
-class PTMQ(Reconstruction):
+class PTMQ(AdaptiveReconstruction):
     """Shared rounding values, mixed multi-bit features, group-wise distillation."""
 
     name = "ptmq"

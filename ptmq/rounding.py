@@ -36,7 +36,24 @@ def rounding_regularizer(h: Tensor, beta: float) -> Tensor:
     return (1 - (2 * h - 1).abs().pow(beta)).sum()
 
 
-class AdaptiveRounding(nn.Module):
+class Relaxation(nn.Module):
+    """The learnable rounding of one layer.
+
+    steps: step size of each width, (out, 1, ...), as it is to be stored when the learning is over.
+    """
+
+    steps: dict[int, Tensor]
+
+    def soft(self, widths) -> dict[int, Tensor]:
+        """The differentiable weights at `widths`, of the weight's shape each."""
+        raise NotImplementedError
+
+    def hard(self) -> Tensor:
+        """What is added to floor(weight / step) + zero_point, an integer tensor: (1 or widths, *weight.shape)."""
+        raise NotImplementedError
+
+
+class AdaptiveRounding(Relaxation):
     """One V for a layer's weight, shared by all its weight widths.
 
     weight: (out, ...) · steps, zero_points: one tensor a width, (out, 1, ...) each, keyed by bits ·

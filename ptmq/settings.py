@@ -59,27 +59,43 @@ class StepSizeSettings:
         require(2 <= self.edge_bits <= 8, "edge_bits", "2..8", self.edge_bits)
 
 
+SCHEDULES = ("constant", "cosine")
+
+
 @dataclass(frozen=True)
 class ReconstructionSettings(StepSizeSettings):
-    """The reconstruction loop: how long, how fast, how hard the rounding is pushed to 0 or 1."""
+    """The reconstruction loop: how long, how fast, how much is dropped."""
 
     steps: int = 1000  # a unit
     batch_size: int = 32
-    lr_rounding: float = 0.1  # Adam, constant; for about 1,000 steps (docs/defaults.md)
+    lr_rounding: float = 0.1  # Adam; for about 1,000 steps (docs/defaults.md)
+    lr_rounding_schedule: str = "constant"  # or cosine, to 0
     lr_step_size: float = 2e-3  # Adam, cosine to 0
-    regularizer: float = 0.01  # λ_r, weight of the rounding regularizer
-    beta_start: float = 20.0
-    beta_end: float = 2.0
-    warmup: float = 0.2  # share of the steps without the regularizer
-    keep: float = 0.5  # probability that an activation inside the block stays quantized (QDrop); 1 is no drop
-    initial_v: str = "lowest"  # lowest, mean (over the widths) or zero
+    keep: float = 0.5  # probability that an activation of the block stays quantized (QDrop); 1 is no drop
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("steps", "batch_size"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("lr_rounding", "lr_step_size", "regularizer"):
+        for name in ("lr_rounding", "lr_step_size"):
             require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        one_of("lr_rounding_schedule", self.lr_rounding_schedule, SCHEDULES)
+        require(0 <= self.keep <= 1, "keep", "a probability in [0, 1]", self.keep)
+
+
+@dataclass(frozen=True)
+class AdaptiveRoundingSettings(ReconstructionSettings):
+    """Adaptive rounding: where V starts, how hard h(V) is pushed to 0 or 1."""
+
+    regularizer: float = 0.01  # λ_r, weight of the rounding regularizer
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    warmup: float = 0.2  # share of the steps without the regularizer
+    initial_v: str = "lowest"  # lowest, mean (over the widths) or zero
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.regularizer >= 0, "regularizer", "0 or more", self.regularizer)
         require(
             self.beta_start >= self.beta_end > 0,
             "beta_start, beta_end",
@@ -87,5 +103,12 @@ class ReconstructionSettings(StepSizeSettings):
             (self.beta_start, self.beta_end),
         )
         require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
-        require(0 <= self.keep <= 1, "keep", "a probability in [0, 1]", self.keep)
         one_of("initial_v", self.initial_v, INITIAL)
+
+    def beta_at(self, step: int) -> float | None:
+        """The regularizer's exponent at a step counted from 1; None during warm-up. Linear (BRECQ, QDrop)."""
+        start = self.warmup * self.steps
+        if step < start:
+            return None
+        left = max(0.0, 1 - (step - start) / (self.steps - start))
+        return self.beta_end + (self.beta_start - self.beta_end) * left

@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from conftest import vectors
 
 from ptmq.losses import distance
-from ptmq.reconstruct import beta_at
 from ptmq.rounding import AdaptiveRounding, fractional_part, rectified_sigmoid, rounding_regularizer
-from ptmq.settings import ReconstructionSettings
+from ptmq.settings import AdaptiveRoundingSettings
 
 V = vectors("adaptive_rounding")
 
@@ -53,31 +52,31 @@ def test_qdrop_soft_and_hard_match():
 
 @pytest.mark.parametrize("count, beta", [(k, v) for k, v in V["temp_b"]["values"].items() if int(k) >= 4000])
 def test_beta_schedule_matches(count, beta):
-    settings = ReconstructionSettings(steps=V["temp_b"]["t_max"], warmup=V["temp_b"]["warmup"])
-    assert beta_at(int(count), settings) == pytest.approx(beta)
+    settings = AdaptiveRoundingSettings(steps=V["temp_b"]["t_max"], warmup=V["temp_b"]["warmup"])
+    assert settings.beta_at(int(count)) == pytest.approx(beta)
 
 
 def test_the_regularizer_waits_for_the_warm_up():
-    settings = ReconstructionSettings(steps=100, warmup=0.2)
-    assert beta_at(19, settings) is None and beta_at(20, settings) == 20
+    settings = AdaptiveRoundingSettings(steps=100, warmup=0.2)
+    assert settings.beta_at(19) is None and settings.beta_at(20) == 20
 
 
 @pytest.mark.parametrize("count, value", V["round_loss_weight0.01"].items())
 def test_regularizer_matches(count, value):
-    settings = ReconstructionSettings(steps=20000, regularizer=0.01)
+    settings = AdaptiveRoundingSettings(steps=20000, regularizer=0.01)
     h = torch.tensor(V["soft_targets_init"])
-    assert 0.01 * float(rounding_regularizer(h, beta_at(int(count), settings))) == pytest.approx(value, abs=1e-6)
+    assert 0.01 * float(rounding_regularizer(h, settings.beta_at(int(count)))) == pytest.approx(value, abs=1e-6)
 
 
 def test_five_adam_steps_match():
     case, rounding = V["recon"], reference()
     optimizer = torch.optim.Adam(rounding.parameters(), lr=1e-3)
-    settings = ReconstructionSettings(steps=case["iters"], warmup=case["warmup"], regularizer=case["weight"])
+    settings = AdaptiveRoundingSettings(steps=case["iters"], warmup=case["warmup"], regularizer=case["weight"])
     x, bias, target = (torch.tensor(case[key]) for key in ("x_quant_input", "bias", "target_fp"))
     for expected in case["trace"]:
         out = F.relu(F.conv2d(x, rounding.soft([3])[3], bias))
         error = distance(out, target)
-        beta = beta_at(expected["count"], settings)
+        beta = settings.beta_at(expected["count"])
         total = error + settings.regularizer * rounding.regularizer(beta)
         optimizer.zero_grad()
         total.backward()

@@ -78,9 +78,9 @@ def code(*names):
     return [f"ptmq/{name}.py" for name in names]
 
 
-NETWORK_CODE = code("bits", "fake_quant", "graph", "layers", "multibit", "step_size", "weights")
+NETWORK_CODE = code("bits", "fake_quant", "graph", "layers", "multibit", "rounding", "step_size", "weights")
 ENGINE_CODE = NETWORK_CODE + code(
-    "calibration", "datasets", "losses", "methods", "mixer", "reconstruct", "rounding", "settings"
+    "calibration", "datasets", "features", "losses", "methods", "mixer", "phase", "reconstruct", "settings"
 )
 
 

@@ -49,9 +49,33 @@ use rule quantize as ptmq with:
         method="ptmq",
 
 
+use rule quantize as adaround with:
+    input:
+        **rules.quantize.input,
+        method="baselines/adaround.py",
+    wildcard_constraints:
+        method="adaround",
+
+
+use rule quantize as brecq with:
+    input:
+        **rules.quantize.input,
+        method="baselines/brecq.py",
+    wildcard_constraints:
+        method="brecq",
+
+
 use rule quantize as qdrop with:
     input:
         **rules.quantize.input,
         method="baselines/qdrop.py",
     wildcard_constraints:
         method="qdrop",
+
+
+use rule quantize as flexround with:
+    input:
+        **rules.quantize.input,
+        method="baselines/flexround.py",
+    wildcard_constraints:
+        method="flexround",

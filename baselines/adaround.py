@@ -1,0 +1,44 @@
+"""AdaRound: learn layer by layer whether a weight is rounded down or up.
+
+Paper: https://arxiv.org/abs/2004.10568. The error is taken after the activation function that directly follows the
+layer; the layer sees what the quantized layers before it give, its target is what the FP network gives there.
+Activations stay FP while weights are learned, and are then rounded to nearest with the step sizes of the search.
+Departures: the grid is asymmetric per channel and the first and the last layer have 8-bit weights, as for every
+method of this suite; learning rate and steps are those of docs/defaults.md, not 1e-3 and 10,000; β falls linearly.
+"""
+
+from dataclasses import dataclass
+
+from ptmq.errors import require
+from ptmq.methods import AdaptiveReconstruction, register
+from ptmq.settings import AdaptiveRoundingSettings
+
+
+@dataclass(frozen=True)
+class AdaRoundSettings(AdaptiveRoundingSettings):
+    """Nothing is dropped, and no step size is learned."""
+
+    keep: float = 1.0
+    lr_step_size: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.keep == 1, "keep", "1 (AdaRound drops nothing)", self.keep)
+        require(self.lr_step_size == 0, "lr_step_size", "0 (AdaRound learns no step size)", self.lr_step_size)
+
+
+@register
+class AdaRound(AdaptiveReconstruction):
+    """Rounding of one layer after the other under FP activations."""
+
+    name = "adaround"
+    Settings = AdaRoundSettings
+    per_width = True
+
+    def phases(self):
+        """One pass, under FP activations."""
+        return [self.weights_alone()]
+
+    def parts(self, unit):
+        """Layer by layer."""
+        return unit.by_layer()

@@ -1,0 +1,94 @@
+"""FlexRound: round after an element-wise division that is learned.
+
+Paper: https://arxiv.org/abs/2306.00317. The weight is  s1 * clip(round(w / (s1 * S2 * s3 * s4)))  with the step size
+s1, S2 of the weight's shape, s3 per output channel and, for convolutions, s4 per input channel; all are learned as
+logarithms, straight through the rounding, without a regularizer. A weight may move further than to its neighbours
+on the grid. `setting: qdrop` learns it together with the activation step sizes under dropping, `setting: brecq` in
+BRECQ's two passes.
+Departures: s1 starts from the suite's step-size search; learning rates and steps are those of docs/defaults.md.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ptmq.errors import one_of, require
+from ptmq.fake_quant import levels
+from ptmq.methods import Reconstruction, register
+from ptmq.rounding import Relaxation
+from ptmq.settings import ReconstructionSettings
+
+
+@dataclass(frozen=True)
+class FlexRoundSettings(ReconstructionSettings):
+    """Whose way of reconstruction it is used in."""
+
+    lr_rounding: float = 3e-3
+    lr_rounding_schedule: str = "cosine"
+    setting: str = "qdrop"  # or brecq, which drops nothing
+    activation_steps: int = 250  # a unit in the second pass of setting brecq
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("setting", self.setting, ("brecq", "qdrop"))
+        require(self.setting == "qdrop" or self.keep == 1, "keep", "1 in setting brecq", self.keep)
+        require(self.activation_steps >= 1, "activation_steps", "at least 1", self.activation_steps)
+
+
+class ElementwiseDivision(Relaxation):
+    """The learned divisors of one layer's weight, (out, in, ...); steps, zero_points: (out, 1, ...) a width."""
+
+    def __init__(self, weight, steps, zero_points):
+        super().__init__()
+        self.weight, self.zero_points = weight, zero_points
+        channels = [weight.new_zeros(len(weight), *[1] * (weight.dim() - 1))]  # s3
+        if weight.dim() == 4:
+            channels.append(weight.new_zeros(1, weight.shape[1], 1, 1))  # s4
+        self.log_s1 = nn.ParameterDict({str(bits): nn.Parameter(step.log()) for bits, step in steps.items()})
+        self.log_s2 = nn.Parameter(torch.zeros_like(weight))
+        self.log_channels = nn.ParameterList(map(nn.Parameter, channels))
+
+    def soft(self, widths):
+        """s1 * (codes - zero point): the forward value is on the grid, the gradient passes the rounding."""
+        return {bits: (self._codes(bits) - self.zero_points[bits]) * self.log_s1[str(bits)].exp() for bits in widths}
+
+    @property
+    def steps(self):
+        """The learned step sizes."""
+        return {int(bits): log_s1.detach().exp() for bits, log_s1 in self.log_s1.items()}
+
+    @torch.no_grad()
+    def hard(self):
+        """How far every code is from floor(w / s1) + zero point: int16, (widths, *weight.shape)."""
+        offsets = [
+            self._codes(bits) - torch.floor(self.weight / step) - self.zero_points[bits]
+            for bits, step in self.steps.items()
+        ]
+        return torch.stack(offsets).round().to(torch.int16)
+
+    def _codes(self, bits):
+        """Codes 0 .. 2^bits - 1, a float tensor with the gradient of the unrounded quotient."""
+        divisor = (self.log_s1[str(bits)] + self.log_s2 + sum(self.log_channels)).exp()
+        quotient = self.weight / divisor
+        rounded = quotient + (quotient.round() - quotient).detach()
+        return torch.clamp(rounded + self.zero_points[bits], 0, levels(bits))
+
+
+@register
+class FlexRound(Reconstruction):
+    """Learned element-wise division of the weights before rounding to nearest."""
+
+    name = "flexround"
+    Settings = FlexRoundSettings
+    per_width = True
+
+    def phases(self):
+        """One pass as QDrop, or two as BRECQ."""
+        if self.settings.setting == "brecq":
+            return self.weights_then_step_sizes(self.settings.activation_steps)
+        return [self]
+
+    def relax(self, layer):
+        """Every divisor starts from 1, the step size from the search: rounding to nearest."""
+        return ElementwiseDivision(layer.weight, layer.steps(), layer.zero_points())
