@@ -23,6 +23,7 @@ from ptmq.settings import AdaptiveRoundingSettings
 class BRECQSettings(AdaptiveRoundingSettings):
     """Two passes, nothing is dropped."""
 
+    lr_step_size: float = 1e-4
     keep: float = 1.0
     activation_steps: int = 250  # a unit in the second pass: a quarter of the first, as published
     fisher: bool = False

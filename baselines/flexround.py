@@ -42,12 +42,10 @@ class ElementwiseDivision(Relaxation):
     def __init__(self, weight, steps, zero_points):
         super().__init__()
         self.weight, self.zero_points = weight, zero_points
-        channels = [weight.new_zeros(len(weight), *[1] * (weight.dim() - 1))]  # s3
-        if weight.dim() == 4:
-            channels.append(weight.new_zeros(1, weight.shape[1], 1, 1))  # s4
         self.log_s1 = nn.ParameterDict({str(bits): nn.Parameter(step.log()) for bits, step in steps.items()})
         self.log_s2 = nn.Parameter(torch.zeros_like(weight))
-        self.log_channels = nn.ParameterList(map(nn.Parameter, channels))
+        self.log_s3 = nn.Parameter(weight.new_zeros(len(weight), *[1] * (weight.dim() - 1)))
+        self.log_s4 = nn.Parameter(weight.new_zeros(1, weight.shape[1], 1, 1)) if weight.dim() == 4 else 0.0
 
     def soft(self, widths):
         """s1 * (codes - zero point): the forward value is on the grid, the gradient passes the rounding."""
@@ -69,7 +67,7 @@ class ElementwiseDivision(Relaxation):
 
     def _codes(self, bits):
         """Codes 0 .. 2^bits - 1, a float tensor with the gradient of the unrounded quotient."""
-        divisor = (self.log_s1[str(bits)] + self.log_s2 + sum(self.log_channels)).exp()
+        divisor = (self.log_s1[str(bits)] + self.log_s2 + self.log_s3 + self.log_s4).exp()
         quotient = self.weight / divisor
         rounded = quotient + (quotient.round() - quotient).detach()
         return torch.clamp(rounded + self.zero_points[bits], 0, levels(bits))

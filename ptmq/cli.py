@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("quantize", quantize, "calibrate a network with one method")
     add(sub, "profile", "backbone", "method", "variant", "width", "seed", "set", "spec", "weights", "data-dir", "out")
     sub = command("evaluate", evaluate, "top-1 of a calibrated model at all its widths, or of an FP network")
-    add(sub, "model", "weights", "backbone", "split", "fp-record", "data-dir", "device", "threads", "out")
+    add(sub, "model", "weights", "backbone", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     add(command("check", check, "check a profile and every method's settings"), "profile", "json", "checked")
     command("methods", methods, "list the methods and their settings")
     bench = command("bench", benchmark, "time a PTMQ step against the FP passes that it contains")
@@ -76,7 +76,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "checked": {"type": Path, "help": "where to write the profile once it is found right"},
     "weights": {"type": Path, "help": "FP weights (safetensors), from the commands weights or train"},
     "model": {"type": Path, "help": "folder of a calibrated model"},
-    "fp-record": {"type": Path, "help": "run record of the FP network; without it FP is evaluated too"},
+    "fp-outputs": {"type": Path, "help": "the FP network's outputs: written with --weights, read with --model"},
     "split": {"default": "test", "help": "train, heldout or test"},
     "data-dir": {"help": "data folder; else PTMQ_DATA_DIR, else ./data"},
     "weights-dir": {"help": "folder of downloaded checkpoints; else PTMQ_WEIGHTS_DIR, else ./data/weights"},
@@ -213,6 +213,8 @@ def run_of(args: argparse.Namespace):
         required(args, "profile", "backbone", "method")
         profile = read_profile(args.profile)
         profile["seeds"] = [args.seed]
+        for body in profile["backbones"].values():
+            body.pop("seeds", None)
         known = runs_of(profile, args.backbone, args.method)
         runs = [run for run in known if run.variant == args.variant and args.width in (None, run.label)]
         if len(runs) != 1:
@@ -244,9 +246,9 @@ def evaluate(args: argparse.Namespace) -> None:
     device = torch_device(args.device, args.threads)
     if args.model is None:
         required(args, "backbone")
-        record = evaluate_fp(args.backbone, args.weights, args.split, args.data_dir, device)
+        record = evaluate_fp(args.backbone, args.weights, args.split, args.fp_outputs, args.data_dir, device)
     else:
-        record = evaluate_model(args.model, args.split, args.fp_record, args.data_dir, device)
+        record = evaluate_model(args.model, args.split, args.fp_outputs, args.data_dir, device)
     write_json(args.out, record)
     for line in record["results"]:
         print(f"{line['width']}  {line['top1']:.2f} %  ({line['correct']} of {line['images']} {args.split} images)")

@@ -167,7 +167,7 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
     runs = []
     for variant, settings in (chosen.get("variants") or {"default": {}}).items():
         merged = {**chosen.get("settings", {}), **body.get("settings", {}).get(method, {}), **(settings or {})}
-        for seed in profile["seeds"]:
+        for seed in body.get("seeds", profile["seeds"]):
             for part in [(w,) for w in widths] if chosen.get("per_width") else [widths]:
                 runs.append(
                     Run(

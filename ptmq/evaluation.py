@@ -1,13 +1,12 @@
 """The evaluation stage: top-1 at every width in one pass over the images, written as a run record."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ptmq import record
 from ptmq.backbones import get_backbone
@@ -15,9 +14,9 @@ from ptmq.bits import FULL_PRECISION, BitWidth
 from ptmq.calibration import open_images
 from ptmq.config import FP32
 from ptmq.datasets import Images
-from ptmq.errors import require
+from ptmq.errors import InputError
 from ptmq.features import memory_format
-from ptmq.files import read_json, sha256
+from ptmq.files import load_tensors, save_tensors, sha256
 from ptmq.multibit import MultiBitModel
 from ptmq.saved import TENSORS, load_model
 from ptmq.weights import load_network
@@ -26,44 +25,62 @@ BATCH = 250
 
 
 @torch.no_grad()
-def count_correct(network: nn.Module, images: Images, device: torch.device) -> int:
-    """How many images the network classifies correctly."""
-    right = 0
-    for index in torch.arange(len(images)).split(BATCH):
-        x, y = images.batch(index)
-        right += int((network(x.to(device)).argmax(1).cpu() == y).sum())
-    return right
+def log_probabilities(network: nn.Module, images: Images, device: torch.device) -> Tensor:
+    """What the network gives for every image, (images, classes), on the CPU."""
+    batches = (images.batch(index)[0].to(device) for index in torch.arange(len(images)).split(BATCH))
+    return torch.cat([network(x).log_softmax(1).cpu() for x in batches])
+
+
+def count_correct(log_p: Tensor, images: Images) -> int:
+    """How many images are classified correctly."""
+    return int((log_p.argmax(1) == images.labels).sum())
 
 
 @torch.no_grad()
-def score(
-    model: MultiBitModel, images: Images, widths: Sequence[BitWidth], device: torch.device
-) -> dict[BitWidth, tuple[int, float]]:
-    """For each width and for FP: how many images are classified correctly, and the mean KL(FP || width) in nats.
+def score(model: MultiBitModel, images: Images, fp: Tensor, device: torch.device) -> dict[BitWidth, tuple[int, float]]:
+    """For each width: how many images are classified correctly, and the mean KL(FP || width) in nats.
 
-    Every batch is read once for all widths.
+    fp: the FP network's log-probabilities, (images, classes). Every batch is read once for all widths.
     """
-    right = dict.fromkeys((FULL_PRECISION, *widths), 0)
-    divergence = dict.fromkeys(right, 0.0)
+    right = dict.fromkeys(model.widths, 0)
+    divergence = dict.fromkeys(model.widths, 0.0)
     for index in torch.arange(len(images)).split(BATCH):
         x, y = images.batch(index)
         x, y = x.to(device).contiguous(memory_format=memory_format(x)), y.to(device)
-        for width in right:
+        reference = fp[index].to(device)
+        for width in model.widths:
             model.set_bits(width.weight, width.activation)
             log_p = model(x).log_softmax(1)
-            if width == FULL_PRECISION:  # comes first
-                fp = log_p
             right[width] += int((log_p.argmax(1) == y).sum())
-            divergence[width] += float(F.kl_div(log_p, fp, reduction="sum", log_target=True))
-    return {width: (right[width], divergence[width] / len(images)) for width in right}
+            divergence[width] += float(F.kl_div(log_p, reference, reduction="sum", log_target=True))
+    return {width: (right[width], divergence[width] / len(images)) for width in model.widths}
 
 
-def evaluate_fp(backbone: str, weights: Path, split: str, data_dir: str | None, device: torch.device) -> dict[str, Any]:
-    """The run record of a floating-point network."""
+def save_outputs(path: Path, fp: Tensor, backbone: str, split: str) -> None:
+    """Keep an FP network's log-probabilities, so that they are computed once for all methods."""
+    save_tensors(path, {"log_probabilities": fp}, {"backbone": backbone, "split": split})
+
+
+def load_outputs(path: Path, backbone: str, split: str) -> Tensor:
+    """What `save_outputs` kept. Raises InputError where it is of another network or split."""
+    tensors, info = load_tensors(path)
+    wanted = {"backbone": backbone, "split": split}
+    if info != wanted:
+        raise InputError(f"--fp-outputs must be of {wanted}. Got {str(path)!r} of {info}.")
+    return tensors["log_probabilities"]
+
+
+def evaluate_fp(
+    backbone: str, weights: Path, split: str, fp_outputs: Path | None, data_dir: str | None, device: torch.device
+) -> dict[str, Any]:
+    """The run record of a floating-point network; its outputs go to the file `fp_outputs`, if any."""
     start = time.perf_counter()
     network = load_network(backbone, weights).to(device)
     images, hashes = open_images(backbone, split, data_dir)
-    line = record.result(FULL_PRECISION, count_correct(network, images, device), len(images), kl=0.0)
+    fp = log_probabilities(network, images, device)
+    if fp_outputs:
+        save_outputs(fp_outputs, fp, backbone, split)
+    line = record.result(FULL_PRECISION, count_correct(fp, images), len(images), kl=0.0)
     info = {
         "run": {
             "dataset": get_backbone(backbone).dataset,
@@ -84,25 +101,25 @@ def evaluate_fp(backbone: str, weights: Path, split: str, data_dir: str | None, 
 
 
 def evaluate_model(
-    folder: Path, split: str, fp_record: Path | None, data_dir: str | None, device: torch.device
+    folder: Path, split: str, fp_outputs: Path | None, data_dir: str | None, device: torch.device
 ) -> dict[str, Any]:
     """The run record of a calibrated model at all its widths.
 
-    fp_record: the record of its FP network; without it, the model's own FP width counts.
+    fp_outputs: the file that `evaluate_fp` wrote; without it, the model's own FP width is computed.
     """
     start = time.perf_counter()
     model, info = load_model(folder)
     del info["model"]
     info["sha256"]["model"] = sha256(folder / TENSORS)
-    images, _ = open_images(info["run"]["backbone"], split, data_dir)
-    scores = score(model.to(device), images, model.widths, device)
-    lines = {width: record.result(width, right, len(images), kl) for width, (right, kl) in scores.items()}
-    fp_top1 = lines.pop(FULL_PRECISION)["top1"]
-    if fp_record:
-        reference = read_json(fp_record)
-        require("fp_top1" in reference, "--fp-record", "a run record", str(fp_record))
-        fp_top1 = reference["fp_top1"]
-    return _record(info, split, list(lines.values()), fp_top1, start)
+    backbone = info["run"]["backbone"]
+    images, _ = open_images(backbone, split, data_dir)
+    model.to(device)
+    fp = load_outputs(fp_outputs, backbone, split) if fp_outputs else log_probabilities(model, images, device)
+    lines = [
+        record.result(width, right, len(images), kl) for width, (right, kl) in score(model, images, fp, device).items()
+    ]
+    fp_top1 = record.result(FULL_PRECISION, count_correct(fp, images), len(images), kl=0.0)["top1"]
+    return _record(info, split, lines, fp_top1, start)
 
 
 def _record(info: dict[str, Any], split: str, lines: list, fp_top1: float, start: float) -> dict[str, Any]:

@@ -188,8 +188,8 @@ def reconstruct(
 
     images: (count, ...) calibration images on the model's device · checkpoint: written after everything that
     is learned at a time; a later call continues from it · progress: called with the unit, the steps done since
-    the last call and the loss. Returns one record a unit (or layer, where a phase learns layers): name, loss
-    curve, error before and after by width.
+    the last call and the loss. Returns one record a unit (or layer, where a phase learns layers): name,
+    steps, loss curve, error before and after by width.
     """
     images = images.contiguous(memory_format=memory_format(images))
     done = checkpoint.load(model) if checkpoint else []
@@ -210,7 +210,8 @@ def reconstruct(
                 random = Random(seed, number, images.device)
                 curve = learn(Learner(part, phase, features, random, importance), progress)
                 after = reconstruction_error(part, features)
-                records.append({"unit": part.name, "loss": curve, "error_before": before, "error_after": after})
+                entry = {"unit": part.name, "steps": phase.settings.steps, "loss": curve}
+                records.append(entry | {"error_before": before, "error_after": after})
                 if checkpoint:
                     checkpoint.save(model, records)
             fp, quantized = whole.target, propagate_all(unit, quantized)

@@ -1,6 +1,10 @@
 """Shared fixtures: numbers of the reference implementations, a toy network, the digits."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,8 @@ from ptmq.multibit import MultiBitModel
 torch.set_num_threads(1)  # the tensors are tiny, and a busy machine makes two threads far slower than one
 ROOT = Path(__file__).parent.parent
 GROUPS = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
+
+PROJECT = ("Snakefile", "workflow", "ptmq", "baselines", "pyproject.toml", "environment.yml")
 
 
 def vectors(name: str) -> dict:
@@ -65,3 +71,27 @@ def toy_model(widths=GROUPS.widths) -> MultiBitModel:
 @pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def snakemake(folder, *args, **environment) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | environment)
+
+
+def copy_of_the_project(folder: Path) -> Path:
+    """A project with one backbone, two methods and a network of one epoch."""
+    folder.mkdir(exist_ok=True)
+    for name in PROJECT:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, folder)
+    profile = (folder / "workflow/config/digits.yaml").read_text()
+    small = (
+        profile.replace("  nearest_minmax: {}\n", "").split("  digits_vit")[0]
+        + "    training: {epochs: 1}\n\n"
+        + profile[profile.index("methods:") :]
+    )
+    (folder / "workflow/config/digits.yaml").write_text(small.replace("  nearest_minmax: {}\n", ""))
+    return folder

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+GROUPS = {"low": ["W3A3"], "medium": ["W5A5"], "high": ["W8A8"]}
 
-def record(method: str, label: str, seed: int, lines: dict[str, float], variant: str = "default") -> dict:
+
+def record(method: str, label: str, seed: int, lines: dict[str, float], seconds: float = 10.0) -> dict:
     """A run record as the evaluation stage writes it; `lines` maps widths to top-1."""
     results = []
     for width, top1 in lines.items():
@@ -21,9 +23,10 @@ def record(method: str, label: str, seed: int, lines: dict[str, float], variant:
     unit = {"unit": "stem", "loss": [2.0, 1.0], "error_before": {"W3A3": 0.2}, "error_after": {"W3A3": 0.1}}
     return {
         "format": 1, "split": "test", "fp_top1": 92.0, "results": results,
-        "run": {"backbone": "toy", "method": method, "variant": variant, "label": label, "seed": seed,
-                "dataset": "digits", "calibration_images": 64, "profile": "p"},
-        "protocol": {"steps": 5, "lr_rounding": 0.1}, "cost": {"seconds": 10.0, "peak_mb": 3.0, "evaluation_seconds": 1.0},
+        "run": {"backbone": "toy", "method": method, "variant": "default", "label": label, "seed": seed,
+                "dataset": "digits", "calibration_images": 64, "profile": "p",
+                "groups": None if method == "fp32" else GROUPS},
+        "protocol": {"steps": 5, "lr_rounding": 0.1}, "cost": {"seconds": seconds, "peak_mb": 3.0, "evaluation_seconds": 1.0},
         "sha256": {"weights": "ab", "data": {}}, "environment": {"torch": "2", "device": "cpu", "threads": 1},
         "commit": "0123", "units": [unit] if method == "ptmq" else [],
     }  # fmt: skip
@@ -32,25 +35,25 @@ def record(method: str, label: str, seed: int, lines: dict[str, float], variant:
 WIDTHS = "W3A3,W8A8"
 
 
+def add(root, body, widths):
+    """Write a record, and its name in the order of the rules."""
+    run = body["run"]
+    name = f"toy/{run['method']}/{run['variant']}/{run['label']}/seed{run['seed']}"
+    path = root / "records" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(body))
+    with (root / "names").open("a") as names:
+        names.write(f"{name}:{widths}\n")
+
+
 @pytest.fixture
 def root(tmp_path):
-    """A results folder: FP32, PTMQ with two seeds, QDrop at one of two widths; names in the order of the rules."""
-    names = []
-
-    def add(body, widths):
-        run = body["run"]
-        name = f"toy/{run['method']}/{run['variant']}/{run['label']}/seed{run['seed']}"
-        path = tmp_path / "records" / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(body))
-        names.append(f"{name}:{widths}")
-
-    add(record("fp32", "W32A32", 0, {"W32A32": 92.0}), "W32A32")
+    """A results folder: FP32, PTMQ with two seeds, QDrop width by width."""
+    add(tmp_path, record("fp32", "W32A32", 0, {"W32A32": 92.0}), "W32A32")
     for seed in (0, 1):
-        add(record("ptmq", "multi", seed, {"W3A3": 80.0 + 2 * seed, "W8A8": 91.0}), WIDTHS)
-    add(record("qdrop", "W3A3", 0, {"W3A3": 82.0}), "W3A3")
-    add(record("qdrop", "W8A8", 0, {"W8A8": 91.5}), "W8A8")
-    (tmp_path / "names").write_text("\n".join(names))
+        add(tmp_path, record("ptmq", "multi", seed, {"W3A3": 80.0 + 2 * seed, "W8A8": 91.0}), WIDTHS)
+    add(tmp_path, record("qdrop", "W3A3", 0, {"W3A3": 82.0}), "W3A3")
+    add(tmp_path, record("qdrop", "W8A8", 0, {"W8A8": 91.5}), "W8A8")
     return tmp_path
 
 
@@ -89,10 +92,23 @@ def test_tables_give_mean_and_deviation_over_seeds(root):
     assert table.loc["qdrop", "W3A3"] == "82.00" and table.loc["fp32", "W32A32"] == "92.00"
     assert "| toy | ptmq | default | 81.00 ± 1.41 |" in (root / "tables" / "accuracy.md").read_text()
     assert r"toy & ptmq & default & 81.00 $\pm$ 1.41" in (root / "tables" / "accuracy.tex").read_text()
+    assert (
+        table.loc["ptmq", ["steps", "peak MiB", "s a calibration", "s for all widths"]].tolist()
+        == list("53") + ["10"] * 2
+    )
+    assert table.loc["qdrop", "s for all widths"] == "20" and table.loc["fp32", "s for all widths"] == ""
+
+
+def test_cost_counts_what_all_widths_need(root):
+    """A single-width method needs a calibration for each width of the groups, run or not; others are left out."""
+    add(root, record("qdrop", "W3A32", 0, {"W3A32": 90.0}, seconds=70.0), "W3A32")
+    add(root, record("adaround", "W3A3", 0, {"W3A3": 80.0}, seconds=4.0), "W3A3")
+    report(root)
     cost = pd.read_csv(root / "tables" / "cost.csv").set_index("method")
-    assert cost.loc["ptmq", "calibrations"] == 1 and cost.loc["ptmq", "seconds"] == 10
-    assert cost.loc["qdrop", "calibrations"] == 2 and cost.loc["qdrop", "seconds"] == 20
-    assert list(cost.widths) == [2, 2]
+    assert list(cost.widths) == [2, 2, 2]
+    assert cost.loc["ptmq", ["calibrations", "seconds_all"]].tolist() == [1, 10]
+    assert cost.loc["qdrop", ["calibrations", "seconds_all"]].tolist() == [2, 20]
+    assert cost.loc["adaround", ["calibrations", "seconds_all"]].tolist() == [2, 8]
 
 
 def test_a_failed_cell_names_its_log_and_leaves_the_rest(root):
@@ -105,6 +121,14 @@ def test_a_failed_cell_names_its_log_and_leaves_the_rest(root):
     assert table.loc["qdrop", "W3A3"] == f"failed ({log})"
     assert table.loc["qdrop", "W8A8"] == "not run"
     assert table.loc["ptmq", "W3A3"] == "81.00 ± 1.41"
+
+
+def test_tables_and_figures_of_nothing_but_the_ceiling(root):
+    for path in root.glob("records/toy/[pq]*"):
+        shutil.rmtree(path)
+    table = report(root, "--partial").set_index("method")
+    assert table.loc["fp32", "W32A32"] == "92.00" and table.loc["ptmq", "W3A3"] == "not run"
+    assert script("figures", "--runs", root / "runs.csv", "--out", root / "figures").returncode == 0
 
 
 def test_without_partial_a_missing_record_is_an_error(root):

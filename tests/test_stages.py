@@ -41,7 +41,7 @@ def test_training_is_deterministic_and_learns(weights, tmp_path):
     one, two = load_tensors(weights)[0], load_tensors(again)[0]
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert torch.equal(torch.random.get_rng_state(), state), "drew from the global generator"
-    assert evaluate_fp("digits_resnet", weights, "heldout", None, CPU)["fp_top1"] > 80
+    assert evaluate_fp("digits_resnet", weights, "heldout", None, None, CPU)["fp_top1"] > 80
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():

@@ -6,21 +6,14 @@ The networks are real and tiny budgets make the runs quick; the accuracy of such
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_of_the_project, snakemake
 
 QUICK = "methods={ptmq: {settings: {steps: 3}}}"
-PROJECT = ("Snakefile", "workflow", "ptmq", "baselines", "pyproject.toml", "environment.yml")
-
-
-def snakemake(folder, *args, **environment) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *args]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | environment)
 
 
 def jobs(done: subprocess.CompletedProcess) -> set[str]:
@@ -28,24 +21,6 @@ def jobs(done: subprocess.CompletedProcess) -> set[str]:
     return {
         line.split()[1].rstrip(":") for line in done.stdout.splitlines() if line.startswith(("rule ", "localrule "))
     }
-
-
-def copy_of_the_project(folder):
-    for name in PROJECT:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder)
-    profile = (folder / "workflow/config/digits.yaml").read_text()
-    # one backbone, two methods, a network of one epoch
-    small = (
-        profile.replace("  nearest_minmax: {}\n", "").split("  digits_vit")[0]
-        + "    training: {epochs: 1}\n\n"
-        + profile[profile.index("methods:") :]
-    )
-    (folder / "workflow/config/digits.yaml").write_text(small.replace("  nearest_minmax: {}\n", ""))
-    return folder
 
 
 @pytest.fixture(scope="module")

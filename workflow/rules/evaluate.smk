@@ -1,4 +1,4 @@
-# Top-1 at every width of a model in one process; each writes one run record.
+# Top-1 at every width of a model in one process; each writes one run record. FP outputs are computed once.
 
 
 rule fp32:
@@ -8,7 +8,8 @@ rule fp32:
         code=code("evaluation", "datasets", "weights"),
         network=model_code,
     output:
-        f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.json",
+        record=f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.json",
+        outputs=f"{OUT}/fp/{{backbone}}.safetensors",
     log:
         f"{OUT}/logs/evaluate/{{backbone}}/{FP32}/default/W32A32/seed0.log",
     conda:
@@ -22,7 +23,8 @@ rule fp32:
         entry=registry_entry,
     shell:
         "python -m ptmq evaluate --weights {input.weights} --backbone {wildcards.backbone} {params.options}"
-        " --threads {threads} --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+        " --threads {threads} --fp-outputs {output.outputs} --out {output.record} > {log} 2>&1"
+        " || {{ tail -n 5 {log} >&2; exit 1; }}"
 
 
 rule evaluate:
@@ -30,7 +32,7 @@ rule evaluate:
         data=rules.data.output,
         model=rules.quantize.output.model,
         description=rules.quantize.output.description,
-        fp=rules.fp32.output,
+        fp=rules.fp32.output.outputs,
         code=NETWORK_CODE + code("evaluation", "datasets", "saved"),
         network=model_code,
     output:
@@ -47,7 +49,7 @@ rule evaluate:
         folder=lambda wildcards, input: os.path.dirname(input.model),
         options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
     shell:
-        "python -m ptmq evaluate --model {params.folder} --fp-record {input.fp} {params.options}"
+        "python -m ptmq evaluate --model {params.folder} --fp-outputs {input.fp} {params.options}"
         " --threads {threads} --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
 
 

@@ -15,9 +15,9 @@ import pandas as pd
 
 KEYS = ["backbone", "method", "variant", "label", "seed"]
 MEASURED = ["w_bits", "a_bits", "top1", "kl", "correct", "images"]
-COST = ["steps", "calibration_images", "seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
+COST = ["steps", "steps_all", "calibration_images", "seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
 COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", "fp_top1", *COST, "commit", "status"]
-COLUMNS += ["label", "kl", "correct", "images", "split", "dataset", "weights_sha256", "torch", "log"]
+COLUMNS += ["label", "in_groups", "kl", "correct", "images", "split", "dataset", "weights_sha256", "torch", "log"]
 NAME = re.compile(r"(?P<backbone>[^/]+)/(?P<method>[^/]+)/(?P<variant>[^/]+)/(?P<label>[^/]+)/seed(?P<seed>\d+)")
 
 
@@ -33,6 +33,7 @@ def rows_of_record(path: Path) -> list[dict]:
         "split": record["split"],
         "dataset": run.get("dataset"),
         "steps": protocol.get("steps", 0),
+        "steps_all": sum(unit.get("steps", protocol["steps"]) for unit in record["units"]),
         "calibration_images": run.get("calibration_images", 0),
         "seconds": round(cost["seconds"], 1),
         "evaluation_seconds": round(cost["evaluation_seconds"], 1),
@@ -43,7 +44,11 @@ def rows_of_record(path: Path) -> list[dict]:
         "weights_sha256": record["sha256"]["weights"],
         "torch": machine["torch"],
     }
-    return [shared | {key: line[key] for key in MEASURED} for line in record["results"]]
+    groups = [width for group in (run.get("groups") or {}).values() for width in group]
+    return [
+        shared | {key: line[key] for key in MEASURED} | {"in_groups": line["width"] in groups}
+        for line in record["results"]
+    ]
 
 
 def is_missing(root: Path, name: str) -> bool:

@@ -1,4 +1,6 @@
-"""The tidy CSV -> figures: top-1 against bit-width for every method, one panel a backbone.
+"""The tidy CSV -> figures: top-1 against bit-width for every method.
+
+One panel a backbone for the widths of its bit groups, and one for the other widths that were run.
 
     figures.py --runs results/digits/runs.csv --out results/digits/figures
 
@@ -18,16 +20,23 @@ import pandas as pd
 STYLES = {
     "nearest_minmax": ("#999999", "v", ":"),
     "nearest_mse": ("#56B4E9", "^", "--"),
-    "ptmq": ("#D55E00", "o", "-"),
+    "adaround": ("#009E73", "P", "-"),
+    "brecq": ("#CC79A7", "D", "-"),
     "qdrop": ("#0072B2", "s", "-"),
+    "flexround": ("#E69F00", "X", "-"),
+    "ptmq": ("#D55E00", "o", "-"),
 }
 VARIANT_MARKERS = "d<>hp8"
-OTHER = ("#009E73", "*", "-")
+OTHER = ("#000000", "*", "-")
+DEPTH = 30  # points below the ceiling that a panel shows at most
 NAMES = {
     "nearest_minmax": "nearest, min-max steps",
     "nearest_mse": "nearest, MSE steps",
-    "ptmq": "PTMQ",
+    "adaround": "AdaRound",
+    "brecq": "BRECQ",
     "qdrop": "QDrop",
+    "flexround": "FlexRound",
+    "ptmq": "PTMQ",
 }
 
 
@@ -37,23 +46,33 @@ def label_of(method: str, variant: str) -> str:
     return name if variant == "default" else f"{name} ({variant})"
 
 
-def draw_line(axes, method: str, variant: str, others: list[str], x: list[int], points: pd.DataFrame) -> None:
-    """One method: the mean over seeds and a band of one standard deviation; variants thin and hollow."""
+def draw_line(
+    axes, method: str, variant: str, others: list[str], x: list[int], points: pd.DataFrame, joined: bool
+) -> None:
+    """One method: the mean over seeds and a band or bar of one standard deviation; variants thin and hollow."""
     colour, marker, line = STYLES.get(method, OTHER)
     style = {"color": colour, "marker": marker, "linestyle": line}
     if variant != "default":
         marker = VARIANT_MARKERS[others.index(variant) % len(VARIANT_MARKERS)]
         style |= {"marker": marker, "linestyle": ":", "markerfacecolor": "none", "linewidth": 1}
+    if not joined:
+        style["linestyle"] = "none"
     axes.plot(x, points["mean"], label=label_of(method, variant), **style)
     spread = points["std"].fillna(0)
-    axes.fill_between(x, points["mean"] - spread, points["mean"] + spread, color=colour, alpha=0.2, linewidth=0)
+    if joined:
+        axes.fill_between(x, points["mean"] - spread, points["mean"] + spread, color=colour, alpha=0.2, linewidth=0)
+    else:
+        axes.errorbar(x, points["mean"], spread, color=colour, linestyle="none", capsize=3)
 
 
-def draw(axes, runs: pd.DataFrame, backbone: str) -> None:
-    """One panel: every method of one backbone, FP as a horizontal line."""
+def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
+    """One panel: every method of one backbone, FP as a horizontal line.
+
+    The widths of the bit groups are joined by lines; others have nothing between them.
+    """
     runs = runs[(runs.backbone == backbone) & (runs.status == "done")]
     fp = runs[runs.method == "fp32"].top1
-    quantized = runs[runs.method != "fp32"]
+    quantized = runs[(runs.method != "fp32") & (runs.in_groups == in_groups)]
     widths = quantized[["w_bits", "a_bits"]].drop_duplicates().sort_values(["w_bits", "a_bits"])
     place = {width: x for x, width in enumerate(widths.itertuples(index=False, name=None))}
     shown = [fp.mean()] if len(fp) else []
@@ -61,14 +80,14 @@ def draw(axes, runs: pd.DataFrame, backbone: str) -> None:
         points = lines.groupby(["w_bits", "a_bits"]).top1.agg(["mean", "std"]).reset_index()
         x = [place[w, a] for w, a in zip(points.w_bits, points.a_bits, strict=True)]
         others = sorted(set(quantized[quantized.method == method].variant) - {"default"})
-        draw_line(axes, method, variant, others, x, points)
+        draw_line(axes, method, variant, others, x, points, joined=in_groups)
         if method != "nearest_minmax":  # min-max may fall to chance at 3 bits: shown as far as the axis goes
             shown += list(points["mean"])
     if len(fp):
         axes.axhline(fp.mean(), color="black", linewidth=1, linestyle="-.", label=f"FP32 ({fp.mean():.2f} %)")
     if shown:
         margin = max(0.2, 0.08 * (max(shown) - min(shown)))
-        axes.set_ylim(min(shown) - margin, max(shown) + margin)
+        axes.set_ylim(max(min(shown), max(shown) - DEPTH) - margin, max(shown) + margin)
         axes.set_title(f"{backbone}, {int(runs.images.iloc[0]):,} {runs.split.iloc[0]} images")
     axes.set_xticks(range(len(place)), [f"W{w}A{a}" for w, a in place])
     axes.set_ylabel("top-1 [%]")
@@ -82,13 +101,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     runs = pd.read_csv(args.runs)
-    backbones = sorted(runs.backbone.unique())
-    rows, columns = -(-len(backbones) // 2), min(2, len(backbones))
+    shown = runs[(runs.status == "done") & (runs.method != "fp32")]
+    contents = sorted(set(zip(shown.backbone, ~shown.in_groups.astype(bool), strict=True)))
+    rows, columns = max(1, -(-len(contents) // 2)), max(1, min(2, len(contents)))
     size = (6 * columns, 4.2 * rows)
     figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axes, backbone in zip(panels.flat, backbones, strict=False):
-        draw(axes, runs, backbone)
-    for axes in panels.flat[len(backbones) :]:
+    for axes, (backbone, beside) in zip(panels.flat, contents, strict=False):
+        draw(axes, runs, backbone, in_groups=not beside)
+    for axes in panels.flat[len(contents) :]:
         axes.remove()
     args.out.mkdir(parents=True, exist_ok=True)
     plt.rcParams["svg.hashsalt"] = "ptmq"  # the same figure gives the same file

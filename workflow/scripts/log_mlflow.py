@@ -54,10 +54,12 @@ def parameters(record: dict) -> list[Param]:
 def metrics(record: dict, now: int) -> list[Metric]:
     """Accuracy by width, cost, and the reconstruction loss of every unit."""
     found = [Metric("fp_top1", record["fp_top1"], now, 0)]
+    groups = [width for group in (record["run"].get("groups") or {}).values() for width in group]
     for line in record["results"]:
-        bits = line["w_bits"] if line["a_bits"] == 32 else line["a_bits"]
-        found.append(Metric("top1", line["top1"], now, bits))
-        found.append(Metric(f"top1_{line['width']}", line["top1"], now, bits))
+        # one curve over the widths that a multi-bit network switches between, one for each activation width beside
+        curve = "top1" if line["width"] in groups else f"top1_A{line['a_bits']}"
+        found.append(Metric(curve, line["top1"], now, line["w_bits"]))
+        found.append(Metric(f"top1_{line['width']}", line["top1"], now, line["w_bits"]))
     found += [Metric(key, value, now, 0) for key, value in record["cost"].items()]
     for index, unit in enumerate(record["units"]):
         name = f"loss.{index:02d}.{unit['unit']}"

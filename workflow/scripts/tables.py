@@ -11,6 +11,13 @@ from pathlib import Path
 import pandas as pd
 
 KEYS = ["backbone", "method", "variant"]
+ALL_WIDTHS = "multi"  # label of a calibration that serves several widths
+GIVEN = {
+    "steps_all": "steps",
+    "peak_mb": "peak MiB",
+    "seconds_each": "s a calibration",
+    "seconds_all": "s for all widths",
+}
 FIRST, LAST = ["fp32", "nearest_minmax", "nearest_mse"], ["ptmq"]  # ceiling, floor, ..., the method of the suite
 
 
@@ -45,30 +52,39 @@ def divergence(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows: backbone, method, variant · columns: the widths, lowest first, FP last · cells: top-1 in percent."""
+    """Rows: backbone, method, variant · columns: the widths, lowest first, FP last · cells: top-1 in percent.
+
+    Behind them what each method was given: steps and seconds of a calibration, peak memory, seconds for all widths.
+    """
     cells = with_width(runs).groupby([*KEYS, "w_bits", "a_bits", "width"]).apply(cell, include_groups=False)
     table = cells.rename("top1").reset_index()
     widths = table.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
     table = table.pivot(index=KEYS, columns="width", values="top1")[list(widths)].reset_index()
-    return ordered(table).fillna("")
+    given = cost(runs).set_index(KEYS)[list(GIVEN)].rename(columns=GIVEN).map("{:.0f}".format)
+    return ordered(table.join(given, on=KEYS)).fillna("")
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
-    """What it takes to serve all widths: calibrations, steps a unit, seconds, peak memory, calibration images."""
-    done = runs[(runs.status == "done") & (runs.method != "fp32")]
-    each = done.drop_duplicates([*KEYS, "seed", "label"])  # one row a calibration, however many widths it serves
-    one_seed = each.groupby([*KEYS, "seed"]).agg(
-        calibrations=("seconds", "size"), steps=("steps", "max"), seconds=("seconds", "sum"),
-        peak_mb=("peak_mb", "max"), images=("calibration_images", "max"), device=("device", "first"),
-    )  # fmt: skip
-    table = one_seed.groupby(KEYS).agg(
-        calibrations=("calibrations", "max"), steps=("steps", "max"), seconds=("seconds", "mean"),
-        peak_mb=("peak_mb", "max"), images=("images", "max"), device=("device", "first"),
-    )  # fmt: skip
-    table["widths"] = with_width(done).groupby(KEYS).width.nunique()
-    table = ordered(table.reset_index())
-    table["seconds"] = table.seconds.round(1)
-    return table
+    """What it takes to serve all widths of the backbone's bit groups, means over seeds.
+
+    steps: a unit · steps_all: a calibration · widths: how many they are · calibrations: how many they need ·
+    seconds_all: those of one calibration times that (a single-width method is charged the mean over the widths of
+    the groups that were run).
+    """
+    done = runs[(runs.status == "done") & (runs.method != "fp32")].astype({"in_groups": bool})
+    served = done[done.in_groups].drop_duplicates(["backbone", "w_bits", "a_bits"]).groupby("backbone").size()
+    in_groups = done.groupby([*KEYS, "seed", "label"]).in_groups.transform("any")
+    each = done[in_groups].drop_duplicates([*KEYS, "seed", "label"])  # one row a calibration, whatever it serves
+    table = each.groupby(KEYS).agg(
+        steps=("steps", "max"), steps_all=("steps_all", "max"), images=("calibration_images", "max"),
+        device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
+        label=("label", "first"),
+    ).reset_index()  # fmt: skip
+    table["widths"] = table.backbone.map(served).astype(int)
+    table["calibrations"] = table.widths.where(table.label != ALL_WIDTHS, 1)
+    table["seconds_all"] = (table.seconds_each * table.calibrations).round(1)
+    table["seconds_each"] = table.seconds_each.round(1)
+    return ordered(table.drop(columns="label"))
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
