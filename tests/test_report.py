@@ -20,7 +20,7 @@ def record(method: str, label: str, seed: int, lines: dict[str, float], seconds:
         results.append(
             {"width": width, "w_bits": w, "a_bits": a, "top1": top1, "kl": 0.1, "correct": int(top1), "images": 100}
         )
-    unit = {"unit": "stem", "loss": [2.0, 1.0], "error_before": {"W3A3": 0.2}, "error_after": {"W3A3": 0.1}}
+    unit = {"unit": "stem", "steps": 5, "loss": [2.0, 1.0], "error_before": {"W3A3": 0.2}, "error_after": {"W3A3": 0.1}}
     return {
         "format": 1, "split": "test", "fp_top1": 92.0, "results": results,
         "run": {"backbone": "toy", "method": method, "variant": "default", "label": label, "seed": seed,

@@ -8,6 +8,7 @@ rows whose status is `failed` (its log exists, and is named) or `not run`.
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def rows_of_record(path: Path) -> list[dict]:
         "split": record["split"],
         "dataset": run.get("dataset"),
         "steps": protocol.get("steps", 0),
-        "steps_all": sum(unit.get("steps", protocol["steps"]) for unit in record["units"]),
+        "steps_all": sum(unit.get("steps", math.nan) for unit in record["units"]),
         "calibration_images": run.get("calibration_images", 0),
         "seconds": round(cost["seconds"], 1),
         "evaluation_seconds": round(cost["evaluation_seconds"], 1),

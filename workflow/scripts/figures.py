@@ -92,7 +92,7 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
     axes.set_xticks(range(len(place)), [f"W{w}A{a}" for w, a in place])
     axes.set_ylabel("top-1 [%]")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="lower right")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def main() -> None:
@@ -104,7 +104,8 @@ def main() -> None:
     shown = runs[(runs.status == "done") & (runs.method != "fp32")]
     contents = sorted(set(zip(shown.backbone, ~shown.in_groups.astype(bool), strict=True)))
     rows, columns = max(1, -(-len(contents) // 2)), max(1, min(2, len(contents)))
-    size = (6 * columns, 4.2 * rows)
+    entries = shown.drop_duplicates(["backbone", "method", "variant"]).groupby("backbone").size()
+    size = (7.5 * columns, max(4.2, 0.23 * entries.max()) * rows)  # the legend beside a panel fits its height
     figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axes, (backbone, beside) in zip(panels.flat, contents, strict=False):
         draw(axes, runs, backbone, in_groups=not beside)

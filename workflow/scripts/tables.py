@@ -60,7 +60,8 @@ def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
     table = cells.rename("top1").reset_index()
     widths = table.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
     table = table.pivot(index=KEYS, columns="width", values="top1")[list(widths)].reset_index()
-    given = cost(runs).set_index(KEYS)[list(GIVEN)].rename(columns=GIVEN).map("{:.0f}".format)
+    given = cost(runs).set_index(KEYS)[list(GIVEN)].rename(columns=GIVEN)
+    given = given.map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
     return ordered(table.join(given, on=KEYS)).fillna("")
 
 
