@@ -5,20 +5,24 @@ import torch
 from conftest import GROUPS, toy_model, toy_network
 
 from ptmq import methods
+from ptmq.backbones import BACKBONES
 from ptmq.bits import BitWidth
 from ptmq.errors import InputError
 from ptmq.methods import METHODS, AdaptiveReconstruction, create, discover
+from ptmq.multibit import MultiBitModel
 from ptmq.reconstruct import Checkpoint, reconstruct
+from ptmq.saved import load_model, save_model
 
 discover()
 W3 = BitWidth(3, 3)
 QUICK = {"steps": 60, "batch_size": 16}
+LEARNED = sorted(name for name in METHODS if "steps" in METHODS[name].Settings.__dataclass_fields__)
 
 
 def make(name: str, **settings):
     """A method with few steps; a multi-width one for all widths, a single-width one for W3A3."""
     cls = METHODS[name]
-    quick = QUICK if "steps" in cls.Settings.__dataclass_fields__ else {}
+    quick = QUICK if name in LEARNED else {}
     return create(name, {**quick, **settings}, [W3] if cls.per_width else GROUPS.widths, GROUPS)
 
 
@@ -71,12 +75,34 @@ class TestContract:
         with torch.no_grad():
             assert torch.equal(model(images), model(images)), "a drop is still on"
 
+    def test_on_the_digits_network_it_is_saved_and_loaded_bit_for_bit(self, name, tmp_path):
+        backbone = BACKBONES["digits_resnet"]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = backbone.network()
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(16, 1, 8, 8, generator=generator)
+        method = make(name, **({"steps": 2} if name in LEARNED else {}))
+        model = MultiBitModel(network, backbone.blocks, method.widths).eval()
+        method.calibrate(model, x, 0, None, lambda *_: None)
+        save_model(tmp_path, model, "digits_resnet", {})
+        loaded, _ = load_model(tmp_path)
+        for width in method.widths:
+            for m in (model, loaded):
+                m.set_bits(width.weight, width.activation)
+            with torch.no_grad():
+                assert torch.equal(model(x), loaded(x)) and model(x).isfinite().all()
+
+    def test_a_single_width_method_takes_one_width(self, name):
+        if METHODS[name].per_width:
+            with pytest.raises(InputError, match=f"{name} calibrates one width at a time. Got W3A3, W4A4"):
+                create(name, {}, GROUPS.widths, GROUPS)
+        else:
+            assert make(name).widths == GROUPS.widths
+
     def test_unknown_settings_are_named(self, name):
         with pytest.raises(InputError, match=f"{name}: setting 'edge_bit' is unknown. Did you mean 'edge_bits'"):
             make(name, edge_bit=8)
-
-
-LEARNED = sorted(name for name in METHODS if "steps" in METHODS[name].Settings.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("name", LEARNED)
@@ -173,11 +199,6 @@ def test_minmax_has_nothing_to_search():
     assert make("nearest_minmax").settings.step_size_search == "minmax"
     with pytest.raises(InputError, match="step_size_search must be minmax. Got 'shrink'."):
         make("nearest_minmax", step_size_search="shrink")
-
-
-def test_a_single_width_method_wants_one_width():
-    with pytest.raises(InputError, match="qdrop calibrates one width at a time"):
-        create("qdrop", {}, GROUPS.widths, GROUPS)
 
 
 def test_ptmq_needs_groups():
