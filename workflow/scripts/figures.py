@@ -46,8 +46,13 @@ def label_of(method: str, variant: str) -> str:
     return name if variant == "default" else f"{name} ({variant})"
 
 
+def order(method: str) -> int:
+    """Place of a method in a legend: the order of STYLES, then the others."""
+    return list(STYLES).index(method) if method in STYLES else len(STYLES)
+
+
 def draw_line(
-    axes, method: str, variant: str, others: list[str], x: list[int], points: pd.DataFrame, joined: bool
+    axes, method: str, variant: str, others: list[str], x: list[float], points: pd.DataFrame, joined: bool
 ) -> None:
     """One method: the mean over seeds and a band or bar of one standard deviation; variants thin and hollow."""
     colour, marker, line = STYLES.get(method, OTHER)
@@ -76,12 +81,19 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
     widths = quantized[["w_bits", "a_bits"]].drop_duplicates().sort_values(["w_bits", "a_bits"])
     place = {width: x for x, width in enumerate(widths.itertuples(index=False, name=None))}
     shown = [fp.mean()] if len(fp) else []
-    for (method, variant), lines in quantized.groupby(["method", "variant"], sort=True):
+    drawn = sorted(
+        quantized.groupby(["method", "variant"]), key=lambda item: (order(item[0][0]), item[0][1] != "default")
+    )
+    for number, ((method, variant), lines) in enumerate(drawn):
         points = lines.groupby(["w_bits", "a_bits"]).top1.agg(["mean", "std"]).reset_index()
-        x = [place[w, a] for w, a in zip(points.w_bits, points.a_bits, strict=True)]
+        aside = (
+            0 if in_groups else 0.6 * ((number + 0.5) / len(drawn) - 0.5)
+        )  # side by side where no line tells them apart
+        x = [place[w, a] + aside for w, a in zip(points.w_bits, points.a_bits, strict=True)]
         others = sorted(set(quantized[quantized.method == method].variant) - {"default"})
         draw_line(axes, method, variant, others, x, points, joined=in_groups)
-        if method != "nearest_minmax":  # min-max may fall to chance at 3 bits: shown as far as the axis goes
+        # the floor may be chance, min-max at 3 bits, both at 2: shown as far as the axis goes
+        if method != "nearest_minmax" and (in_groups or method != "nearest_mse"):
             shown += list(points["mean"])
     if len(fp):
         axes.axhline(fp.mean(), color="black", linewidth=1, linestyle="-.", label=f"FP32 ({fp.mean():.2f} %)")

@@ -61,7 +61,7 @@ def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
     widths = table.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
     table = table.pivot(index=KEYS, columns="width", values="top1")[list(widths)].reset_index()
     given = cost(runs).set_index(KEYS)[list(GIVEN)].rename(columns=GIVEN)
-    given = given.map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
+    given = given.map(lambda value: value if value == "" else f"{value:.0f}")
     return ordered(table.join(given, on=KEYS)).fillna("")
 
 
@@ -81,6 +81,9 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
         label=("label", "first"),
     ).reset_index()  # fmt: skip
+    table["steps_all"] = table.steps_all.map(
+        lambda steps: "" if pd.isna(steps) else int(steps)
+    )  # older records lack it
     table["widths"] = table.backbone.map(served).astype(int)
     table["calibrations"] = table.widths.where(table.label != ALL_WIDTHS, 1)
     table["seconds_all"] = (table.seconds_each * table.calibrations).round(1)
