@@ -1,10 +1,12 @@
 """BRECQ: reconstruct block by block, weights first and activation step sizes after.
 
 Paper: https://arxiv.org/abs/2102.05426. The rounding of all blocks is learned under FP activations, each block on what
-the quantized blocks before it give; then the activation step sizes of all blocks, with |error|^2.4. `fisher: true`
-weighs the first error by the squared gradient of the network's output (the released code has it, switched off).
-Departures: learning rates and steps are those of docs/defaults.md, not 1e-3, 4e-4, 20,000 and 5,000; the first and
-the last layer's weights and the last layer's input have 8 bits, as for every method of this suite.
+the quantized blocks before it give; then the activation step sizes of all blocks, with |error|^2.4.
+`fisher: true` weighs the first error by (|g| + 1)^2, g the gradient of KL(FP network || quantized so far) averaged over
+a batch: the form of the released code, in which g is so small that it changes little.
+Departures: the Fisher weights, the paper's loss, are off, as in the released code; learning rates and steps are those
+of docs/defaults.md, not 1e-3, 4e-4, 20,000 and 5,000; the first and the last layer's weights and the last layer's
+input have 8 bits, as for every method of this suite.
 """
 
 from dataclasses import dataclass
@@ -25,13 +27,13 @@ class BRECQSettings(AdaptiveRoundingSettings):
 
     lr_step_size: float = 1e-4
     keep: float = 1.0
-    activation_steps: int = 250  # a unit in the second pass: a quarter of the first, as published
+    activation_steps: int = 0  # a unit in the second pass; 0: a quarter of `steps`, as published
     fisher: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         require(self.keep == 1, "keep", "1 (BRECQ drops nothing)", self.keep)
-        require(self.activation_steps >= 1, "activation_steps", "at least 1", self.activation_steps)
+        require(self.activation_steps >= 0, "activation_steps", "0 or more", self.activation_steps)
 
 
 @register

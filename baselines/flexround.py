@@ -1,11 +1,12 @@
 """FlexRound: round after an element-wise division that is learned.
 
 Paper: https://arxiv.org/abs/2306.00317. The weight is  s1 * clip(round(w / (s1 * S2 * s3 * s4)))  with the step size
-s1, S2 of the weight's shape, s3 per output channel and, for convolutions, s4 per input channel; all are learned as
-logarithms, straight through the rounding, without a regularizer. A weight may move further than to its neighbours
-on the grid. `setting: qdrop` learns it together with the activation step sizes under dropping, `setting: brecq` in
-BRECQ's two passes.
-Departures: s1 starts from the suite's step-size search; learning rates and steps are those of docs/defaults.md.
+s1, S2 of the weight's shape, s3 per output channel and, for convolutions, s4 per input channel; all are learned,
+straight through the rounding, without a regularizer. A weight may move further than to its neighbours on the grid.
+`setting: qdrop` learns it together with the activation step sizes under dropping, `setting: brecq` in BRECQ's two
+passes.
+Departures: the factors are learned as logarithms, as in the released code; s1 starts from the suite's step-size
+search; learning rates and steps are those of docs/defaults.md.
 """
 
 from dataclasses import dataclass
@@ -27,13 +28,13 @@ class FlexRoundSettings(ReconstructionSettings):
     lr_rounding: float = 3e-3
     lr_rounding_schedule: str = "cosine"
     setting: str = "qdrop"  # or brecq, which drops nothing
-    activation_steps: int = 250  # a unit in the second pass of setting brecq
+    activation_steps: int = 0  # a unit in the second pass of setting brecq; 0: a quarter of `steps`
 
     def __post_init__(self):
         super().__post_init__()
         one_of("setting", self.setting, ("brecq", "qdrop"))
-        require(self.setting == "qdrop" or self.keep == 1, "keep", "1 in setting brecq", self.keep)
-        require(self.activation_steps >= 1, "activation_steps", "at least 1", self.activation_steps)
+        require(self.setting == "qdrop" or self.keep == 1, "keep", "1 in setting brecq (set keep: 1)", self.keep)
+        require(self.activation_steps >= 0, "activation_steps", "0 or more", self.activation_steps)
 
 
 class ElementwiseDivision(Relaxation):

@@ -8,7 +8,7 @@ import torch
 from ptmq import datasets, record
 from ptmq.backbones import get_backbone
 from ptmq.bits import BitGroups, BitWidth
-from ptmq.config import Run
+from ptmq.config import ALL_WIDTHS, Run
 from ptmq.datasets import Images
 from ptmq.errors import InputError
 from ptmq.files import sha256
@@ -23,7 +23,10 @@ from ptmq.weights import load_network
 def method_of(run: Run) -> Method:
     """The run's method with its settings, widths and groups checked."""
     groups = BitGroups(**run.groups) if run.groups else None
-    return create(run.method, run.settings, [BitWidth.parse(width) for width in run.widths], groups)
+    method = create(run.method, run.settings, [BitWidth.parse(width) for width in run.widths], groups)
+    if method.per_width and run.label == ALL_WIDTHS:
+        raise InputError(f"{run.method} calibrates one width at a time. Set per_width: true for it in the profile.")
+    return method
 
 
 def open_images(backbone: str, split: str, data_dir: str | None) -> tuple[Images, dict[str, str]]:

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add(sub, "profile", "backbone", "method", "variant", "width", "seed", "set", "spec", "weights", "data-dir", "out")
     sub = command("evaluate", evaluate, "top-1 of a calibrated model at all its widths, or of an FP network")
     add(sub, "model", "weights", "backbone", "split", "fp-outputs", "data-dir", "device", "threads", "out")
-    add(command("check", check, "check a profile and every method's settings"), "profile", "json", "checked")
+    add(command("check", check, "check a profile and every method's settings"), "profile", "json")
     command("methods", methods, "list the methods and their settings")
     bench = command("bench", benchmark, "time a PTMQ step against the FP passes that it contains")
     add(bench, "backbone", "steps", "threads", "device")
@@ -73,7 +73,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "profile": {"type": Path, "help": "profile file, such as workflow/config/digits.yaml"},
     "spec": {"help": "a whole run as JSON, instead of --profile, --backbone, ...; what the workflow passes"},
     "json": {"help": "a whole profile as JSON, instead of --profile; what the workflow passes"},
-    "checked": {"type": Path, "help": "where to write the profile once it is found right"},
     "weights": {"type": Path, "help": "FP weights (safetensors), from the commands weights or train"},
     "model": {"type": Path, "help": "folder of a calibrated model"},
     "fp-outputs": {"type": Path, "help": "the FP network's outputs: written with --weights, read with --model"},
@@ -220,7 +219,8 @@ def run_of(args: argparse.Namespace):
         if len(runs) != 1:
             choices = ", ".join(f"--variant {run.variant} --width {run.label}" for run in known) or "none"
             raise InputError(
-                f"{len(runs)} runs of {args.method} on {args.backbone} in profile {str(args.profile)!r} match. "
+                f"{len(runs)} runs of {args.method} on {args.backbone} in profile {str(args.profile)!r} match "
+                f"--variant {args.variant}{f' --width {args.width}' if args.width else ''}. "
                 f"Choose one of: {choices}."
             )
         run = runs[0]
@@ -260,7 +260,6 @@ def check(args: argparse.Namespace) -> None:
     from ptmq.calibration import method_of
     from ptmq.config import all_runs, read_profile, validate
     from ptmq.datasets import DATASETS
-    from ptmq.files import write_json
 
     if args.json is None:
         required(args, "profile")
@@ -285,8 +284,6 @@ def check(args: argparse.Namespace) -> None:
     if mistakes:
         raise InputError("\n".join(mistakes))
     print(f"{len(all_runs(profile))} runs, no mistakes")
-    if args.checked:
-        write_json(args.checked, profile)
 
 
 def methods(args: argparse.Namespace) -> None:

@@ -15,6 +15,14 @@ import yaml
 from ptmq.errors import InputError, one_of, require
 
 SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "profile.schema.yaml"
+TYPES = {  # what JSON schema calls them -> what a person does
+    "array": "a list, such as [a, b]",
+    "object": "a mapping, such as {key: value}",
+    "string": "text",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "null": "empty",
+}
 FP32, ALL_WIDTHS = "fp32", "multi"
 GROUPS = ("low", "medium", "high")
 
@@ -140,7 +148,7 @@ def _rule(problem) -> str:
     """The rule of a schema error in words."""
     value = problem.validator_value
     words = {
-        "type": lambda: f"of type {value if isinstance(value, str) else ' or '.join(value)}",
+        "type": lambda: " or ".join(TYPES.get(name, name) for name in ([value] if isinstance(value, str) else value)),
         "pattern": lambda: f"written like {problem.schema.get('examples', [value])[0]}",
         "minimum": lambda: f"{value} or more",
         "minItems": lambda: f"a list of at least {value}",

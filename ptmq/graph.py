@@ -222,13 +222,19 @@ def to_units(
 
 
 def to_layers(graph: fx.GraphModule) -> list[tuple[str, fx.GraphModule]]:
-    """Every layer of a unit with the activation function that follows it and nothing else, as (name, module)."""
+    """Every layer of a unit with what directly follows it, activation function and quantizer, as (name, module).
+
+    What follows a residual sum belongs to no layer.
+    """
     parts = []
     for node in graph.graph.nodes:
         if is_layer(graph, node):
             nodes = [node]
-            follower = next(iter(node.users))
-            if len(node.users) == 1 and is_activation(graph, follower):
+            while len(nodes[-1].users) == 1 and _goes_with_layer(graph, follower := next(iter(nodes[-1].users))):
                 nodes.append(follower)
             parts.append((node.target, extract(graph, nodes, node.target)))
     return parts
+
+
+def _goes_with_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
+    return is_activation(graph, node) or isinstance(module_of(graph, node), ActivationQuantizer)

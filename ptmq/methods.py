@@ -5,6 +5,7 @@ A method is a class in `baselines/<name>.py` (or in another package, through the
 """
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -86,10 +87,15 @@ class Reconstruction(Phase, Method):
         return phase
 
     def weights_then_step_sizes(self, activation_steps: int) -> Sequence[Phase]:
-        """BRECQ's two passes: weights under FP activations, then activation step sizes, where there are any."""
+        """BRECQ's two passes: weights under FP activations, then activation step sizes, where there are any.
+
+        activation_steps: of the second pass, a unit; 0 for a quarter of the first. The method's hooks are for the
+        first; the second is `StepSizes`.
+        """
         phases = [self.weights_alone()]
         if self.widths[0].activation != FP:
-            phases.append(StepSizes(replace(self.settings, steps=activation_steps), self.widths))
+            steps = activation_steps or math.ceil(self.settings.steps / 4)
+            phases.append(StepSizes(replace(self.settings, steps=steps), self.widths))
         return phases
 
 
@@ -109,7 +115,10 @@ class AdaptiveReconstruction(Reconstruction):
 
 
 def register(cls: type[Method]) -> type[Method]:
-    """Class decorator: make a method known under its `name`."""
+    """Class decorator: make a method known under its `name`. Raises InputError where another class has it."""
+    other = METHODS.get(cls.name, cls)
+    if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise InputError(f"method {cls.name!r} is registered already, by {other.__module__}. Give yours another name.")
     METHODS[cls.name] = cls
     return cls
 
@@ -139,4 +148,8 @@ def create(name: str, settings: dict[str, Any], widths: Sequence[BitWidth], grou
     if name not in known and BROKEN:
         broken = "; ".join(f"{module}: {why}" for module, why in BROKEN.items())
         raise InputError(f"method {name!r} is unknown, and these modules could not be imported: {broken}.")
-    return known[one_of("method", name, known)](settings, widths, groups)
+    try:
+        one_of("method", name, known)
+    except InputError as error:
+        raise InputError(f"{error} A method is a class with that name, decorated with @register.") from None
+    return known[name](settings, widths, groups)

@@ -31,7 +31,7 @@ class Unit(nn.Module):
             quantizer.set_bits(width.activation)
 
     def by_layer(self) -> "list[Unit]":
-        """Every layer, with the activation function that directly follows it, as a unit that shares its module."""
+        """Every layer with the activation function and quantizer that directly follow, as units of the same modules."""
         return [Unit(name, graph) for name, graph in to_layers(self.graph)]
 
 

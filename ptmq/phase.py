@@ -31,7 +31,10 @@ class Phase:
     power: float = 2.0
 
     def parts(self, unit: Unit) -> Sequence[Unit]:
-        """What of a unit is learned at a time, in order: the whole of it, or for one its layers."""
+        """What of a unit is learned at a time, in order: the whole of it, or `unit.by_layer()`.
+
+        Layer by layer, the step size behind a residual sum is not learned: it belongs to no layer.
+        """
         return [unit]
 
     def relax(self, layer: QuantizedLayer) -> Relaxation | None:
@@ -54,11 +57,17 @@ class Phase:
         return [choose(mask, feature, fp) for feature in quantized]
 
     def loss(self, target: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-        """The unit's loss from its FP output and its outputs at the drawn widths, a scalar."""
+        """The unit's loss from its FP output and its outputs at the drawn widths, a scalar.
+
+        Not asked for stem and head, which always take the plain error with `power`.
+        """
         return sum(distance(output, target, self.power) for output in outputs)
 
     def importance(self, unit: Unit, later: Sequence[Unit], features: Features) -> Tensor | None:
-        """Weights of the squared error, of the target's shape, in place of `loss`; None to take `loss`."""
+        """Weights of the squared error, of the target's shape, in place of `loss` and `power`; None to take those.
+
+        For phases that learn whole units: `later` are the units after this one.
+        """
         return None
 
     def regularizer(self, relaxations: Sequence[Relaxation], step: int) -> Tensor | float:

@@ -122,6 +122,10 @@ class Learner:
             unit.set_bits(width)
             outputs.append(unit(x))
         loss = self._loss(index, outputs)
+        if loss.dim():
+            raise InputError(
+                f"{type(phase).__name__}.loss must be a scalar. Got a tensor of shape {tuple(loss.shape)}."
+            )
         self.done += 1
         self.optimizer.zero_grad()
         (loss + phase.regularizer([layer.relaxation for layer in self.relaxed], self.done)).backward()
@@ -156,7 +160,7 @@ class Learner:
 def learn(learner: Learner, progress: Callable[[str, int, float], None]) -> list[float]:
     """Run all steps of a learner; afterwards the unit's rounding is hard. Returns the loss at CURVE_POINTS steps."""
     steps, name, curve = learner.settings.steps, learner.unit.name, []
-    every = max(1, steps // CURVE_POINTS)
+    every = math.ceil(steps / CURVE_POINTS)
     for step in range(1, steps + 1):
         loss = learner.step()
         if step % every == 0:  # seldom: reading the loss makes a GPU wait
@@ -207,6 +211,8 @@ def reconstruct(
                 features = part_features(unit, part, whole)
                 before = reconstruction_error(part, features)
                 importance = phase.importance(part, model.units[position + 1 :], features)
+                if importance is not None and part is not unit:
+                    raise InputError(f"{type(phase).__name__}.importance is for whole units. Leave it out, or `parts`.")
                 random = Random(seed, number, images.device)
                 curve = learn(Learner(part, phase, features, random, importance), progress)
                 after = reconstruction_error(part, features)

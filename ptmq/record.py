@@ -25,9 +25,14 @@ def fingerprint(content: Any) -> str:
 
 
 def code_hash(method: type) -> str:
-    """A short hash of this package's source and of the file that defines the method."""
-    files = [*sorted((ROOT / "ptmq").rglob("*.py")), Path(inspect.getfile(method))]
-    return fingerprint([file.read_text() for file in files])
+    """A short hash of this package's source and of the files that define the method and what it derives from."""
+    files = {*(ROOT / "ptmq").rglob("*.py")}
+    files |= {
+        Path(inspect.getfile(cls))
+        for cls in method.__mro__
+        if cls.__module__ not in sys.stdlib_module_names | {"builtins"}
+    }
+    return fingerprint([file.read_text() for file in sorted(files)])
 
 
 def commit() -> str:

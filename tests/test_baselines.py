@@ -81,7 +81,7 @@ def test_flexround_starts_from_round_to_nearest_and_stores_what_it_learned(image
 
 
 def test_flexround_drops_nothing_in_the_setting_of_brecq():
-    with pytest.raises(InputError, match="flexround: keep must be 1 in setting brecq. Got 0.5."):
+    with pytest.raises(InputError, match="flexround: keep must be 1 in setting brecq .set keep: 1.. Got 0.5."):
         create("flexround", {"setting": "brecq"}, [W3])
     first, second = create("flexround", {"setting": "brecq", "keep": 1.0, "activation_steps": 7}, [W3]).phases()
     assert (first.widths, second.widths, second.settings.steps) == ((W3A32,), (W3,), 7)
@@ -217,7 +217,7 @@ def test_the_fisher_weights_enter_the_loss(images):
     ("adaround", {"keep": 0.5}, "adaround: keep must be 1 \\(AdaRound drops nothing\\). Got 0.5."),
     ("adaround", {"lr_step_size": 0.1}, "adaround: lr_step_size must be 0"),
     ("brecq", {"keep": 0.5}, "brecq: keep must be 1"),
-    ("brecq", {"activation_steps": 0}, "brecq: activation_steps must be at least 1. Got 0."),
+    ("brecq", {"activation_steps": -1}, "brecq: activation_steps must be 0 or more. Got -1."),
     ("flexround", {"setting": "adaround"}, "flexround: setting 'adaround' is unknown. Known: brecq, qdrop"),
     ("flexround", {"regularizer": 0.1}, "flexround: setting 'regularizer' is unknown"),
     ("qdrop", {"lr_rounding_schedule": "cosin"}, "lr_rounding_schedule 'cosin' is unknown. Did you mean 'cosine'"),

@@ -42,7 +42,7 @@ def test_every_profile_is_valid(path):
     ("seeds", [], "seeds must be a list of at least 1. Got []."),
     ("seeds", [0, 0], "seeds must be a list without repetition. Got [0, 0]."),
     ("seeds", [-1], "seeds.0 must be 0 or more. Got -1."),
-    ("seeds", 0, "seeds must be of type array. Got 0."),
+    ("seeds", 0, "seeds must be a list, such as [a, b]. Got 0."),
     ("device", "tpu", "device must be one of auto, cpu, cuda. Got 'tpu'."),
     ("threads", 0, "threads must be 1 or more. Got 0."),
     ("calibration_images", 0, "calibration_images must be 1 or more. Got 0."),
@@ -55,7 +55,7 @@ def test_every_profile_is_valid(path):
     ("methods/ptmq/setting", {}, "methods.ptmq: key 'setting' is unknown. Did you mean 'settings'?"),
     ("methods/ptmq/backbones", ["digits_resnt"], "methods.ptmq.backbones: backbone 'digits_resnt' is unknown. Did you mean 'digits_resnet'?"),
     ("backbones/digits_resnet/settings", {"ptqm": {"steps": 3}}, "backbones.digits_resnet.settings: method 'ptqm' is unknown. Did you mean 'ptmq'?"),
-    ("methods/ptmq/per_width", "often", "methods.ptmq.per_width must be of type boolean. Got 'often'."),
+    ("methods/ptmq/per_width", "often", "methods.ptmq.per_width must be true or false. Got 'often'."),
 ])  # fmt: skip
 def test_a_wrong_profile_is_one_sentence(path, value, message):
     with pytest.raises(InputError) as error:

@@ -1,5 +1,8 @@
 """The contract of every registered method, on a toy; a new method is found here by itself."""
 
+import importlib
+import sys
+
 import pytest
 import torch
 from conftest import GROUPS, toy_model, toy_network
@@ -8,9 +11,11 @@ from ptmq import methods
 from ptmq.backbones import BACKBONES
 from ptmq.bits import BitWidth
 from ptmq.errors import InputError
+from ptmq.layers import ActivationQuantizer
 from ptmq.methods import METHODS, AdaptiveReconstruction, create, discover
 from ptmq.multibit import MultiBitModel
 from ptmq.reconstruct import Checkpoint, reconstruct
+from ptmq.record import code_hash
 from ptmq.saved import load_model, save_model
 
 discover()
@@ -220,3 +225,52 @@ def test_nan_is_found_where_it_arises(images):
     images[3] = torch.nan
     with pytest.raises(InputError, match="unit 'stem': the reconstruction loss is nan"):
         reconstruct(model, images, method.phases(), seed=0)
+
+
+def test_layer_by_layer_a_method_learns_the_step_sizes_that_follow_its_layers(images):
+    """All but those behind a residual sum, which belong to no layer."""
+
+    class LayerDrop(METHODS["qdrop"]):
+        def parts(self, unit):
+            return unit.by_layer()
+
+    model, start = toy_model([W3]), toy_model([W3])
+    LayerDrop({**QUICK, "steps": 5}, [W3]).calibrate(model, images, 0, None, lambda *_: None)
+    start.search_steps(images, "shrink")
+    names = [name for name, module in model.named_modules() if isinstance(module, ActivationQuantizer)]
+    moved = {name for name in names if not same(model.get_submodule(name), start.get_submodule(name))}
+    assert {"units.0.graph.relu_quantizer", "units.1.graph.relu_1_quantizer"} <= moved and len(moved) == len(names) - 2
+
+
+def test_a_name_is_given_once():
+    class Other(METHODS["qdrop"]):
+        name = "qdrop"
+
+    with pytest.raises(
+        InputError, match="method 'qdrop' is registered already, by baselines.qdrop. Give yours another"
+    ):
+        methods.register(Other)
+
+
+@pytest.mark.parametrize("hook, message", [
+    ({"loss": lambda self, target, outputs: outputs[0]}, "Wrong.loss must be a scalar. Got a tensor of shape"),
+    ({"importance": lambda self, unit, later, features: features.target, "parts": lambda self, unit: unit.by_layer()},
+     "Wrong.importance is for whole units"),
+])  # fmt: skip
+def test_a_wrong_hook_is_named(hook, message, images):
+    method = type("Wrong", (METHODS["qdrop"],), hook)({**QUICK, "steps": 2}, [W3])
+    with pytest.raises(InputError, match=message):
+        method.calibrate(toy_model([W3]), images, 0, None, lambda *_: None)
+
+
+def test_the_code_hash_covers_what_a_method_derives_from(tmp_path, monkeypatch):
+    """A checkpoint of other code is never continued, the parent's included."""
+    hashes = []
+    for body in ("x = 1", "x = 2"):
+        (tmp_path / "parent_of_a_method.py").write_text(f"class Parent:\n    {body}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "parent_of_a_method", raising=False)
+        importlib.invalidate_caches()
+        parent = importlib.import_module("parent_of_a_method").Parent
+        hashes.append(code_hash(type("Child", (METHODS["qdrop"], parent), {"__module__": "baselines.qdrop"})))
+    assert hashes[0] != hashes[1]

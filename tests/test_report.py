@@ -93,7 +93,7 @@ def test_tables_give_mean_and_deviation_over_seeds(root):
     assert "| toy | ptmq | default | 81.00 ± 1.41 |" in (root / "tables" / "accuracy.md").read_text()
     assert r"toy & ptmq & default & 81.00 $\pm$ 1.41" in (root / "tables" / "accuracy.tex").read_text()
     assert (
-        table.loc["ptmq", ["steps", "peak MiB", "s a calibration", "s for all widths"]].tolist()
+        table.loc["ptmq", ["steps in all", "peak MiB", "s a calibration", "s for all widths"]].tolist()
         == list("53") + ["10"] * 2
     )
     assert table.loc["qdrop", "s for all widths"] == "20" and table.loc["fp32", "s for all widths"] == ""

@@ -1,5 +1,6 @@
 # What the rules share: the validated profile, its runs, paths, the machine's limits. No rule is defined here.
 
+import hashlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -27,23 +29,32 @@ OUT = f"results/{PROFILE['profile']}"
 CHECKED = f".snakemake/checked/{PROFILE['profile']}.json"
 
 
+def code_state():
+    """A hash of everything that checks a profile."""
+    files = sorted(path for folder in ("ptmq", "baselines") for path in Path(workflow.basedir, folder).glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 def check_profile():
-    """Have every method check its settings, once for each new content of the profile.
+    """Have every method check its settings, once for each new content of the profile and of the code.
 
     It takes seconds, because the methods import torch; a mistake is told before anything is planned.
     """
     if os.path.exists(CHECKED):
         with open(CHECKED) as file:
-            if json.load(file) == PROFILE:
+            if json.load(file) == {"profile": PROFILE, "code": code_state()}:
                 return
     done = subprocess.run(
-        [sys.executable, "-m", "ptmq", "check", "--json", json.dumps(PROFILE), "--checked", CHECKED],
+        [sys.executable, "-m", "ptmq", "check", "--json", json.dumps(PROFILE)],
         cwd=workflow.basedir,
         capture_output=True,
         text=True,
     )
     if done.returncode:
         raise WorkflowError(done.stderr.strip().removeprefix("error: "))
+    os.makedirs(os.path.dirname(CHECKED), exist_ok=True)
+    with open(CHECKED, "w") as file:
+        json.dump({"profile": PROFILE, "code": code_state()}, file)
 
 
 check_profile()
@@ -105,7 +116,8 @@ def check_rules():
     for method in PROFILE["methods"]:
         if not any(re.fullmatch(pattern, method) for pattern in patterns if pattern != "[^/]+"):
             raise WorkflowError(
-                f"method {method!r} has no rule. Add it to workflow/rules/quantize.smk, like its neighbours there."
+                f"method {method!r} has no rule. Add it to workflow/rules/quantize.smk, like its neighbours there"
+                " (docs/add_a_baseline.md)."
             )
 
 

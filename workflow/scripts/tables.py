@@ -8,12 +8,12 @@ Each is written as CSV, Markdown and LaTeX.
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 KEYS = ["backbone", "method", "variant"]
-ALL_WIDTHS = "multi"  # label of a calibration that serves several widths
 GIVEN = {
-    "steps_all": "steps",
+    "steps_all": "steps in all",
     "peak_mb": "peak MiB",
     "seconds_each": "s a calibration",
     "seconds_all": "s for all widths",
@@ -74,21 +74,22 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """
     done = runs[(runs.status == "done") & (runs.method != "fp32")].astype({"in_groups": bool})
     served = done[done.in_groups].drop_duplicates(["backbone", "w_bits", "a_bits"]).groupby("backbone").size()
-    in_groups = done.groupby([*KEYS, "seed", "label"]).in_groups.transform("any")
-    each = done[in_groups].drop_duplicates([*KEYS, "seed", "label"])  # one row a calibration, whatever it serves
+    serves = done.groupby([*KEYS, "seed", "label"]).in_groups.transform("sum")
+    # one row a calibration, whatever it serves
+    each = done.assign(serves=serves)[serves > 0].drop_duplicates([*KEYS, "seed", "label"])
     table = each.groupby(KEYS).agg(
         steps=("steps", "max"), steps_all=("steps_all", "max"), images=("calibration_images", "max"),
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
-        label=("label", "first"),
+        serves=("serves", "max"),
     ).reset_index()  # fmt: skip
     table["steps_all"] = table.steps_all.map(
         lambda steps: "" if pd.isna(steps) else int(steps)
     )  # older records lack it
     table["widths"] = table.backbone.map(served).astype(int)
-    table["calibrations"] = table.widths.where(table.label != ALL_WIDTHS, 1)
+    table["calibrations"] = np.ceil(table.widths / table.serves.astype(int)).astype(int)
     table["seconds_all"] = (table.seconds_each * table.calibrations).round(1)
     table["seconds_each"] = table.seconds_each.round(1)
-    return ordered(table.drop(columns="label"))
+    return ordered(table.drop(columns="serves"))
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
