@@ -1,13 +1,16 @@
 """Bit-widths and bit groups: what a network can switch between."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
 from ptmq.errors import InputError
 
 FP = 32  # the width that stands for "not quantized"
+FEWEST_GROUPS, MOST_GROUPS = 2, 4
 
 
 @dataclass(frozen=True, order=True)
@@ -40,42 +43,40 @@ class BitWidth:
 FULL_PRECISION = BitWidth(FP, FP)
 
 
-@dataclass(frozen=True)
 class BitGroups:
-    """The set B of widths split into Low, Medium and High (PTMQ, figure 1).
+    """The set B of widths split into groups, lowest first: Low, Medium and High in PTMQ (figure 1).
 
     Every step of the calibration draws one width from each group.
     """
 
-    low: tuple[BitWidth, ...]
-    medium: tuple[BitWidth, ...]
-    high: tuple[BitWidth, ...]
-
-    def __post_init__(self):
-        for name in ("low", "medium", "high"):
-            group = tuple(BitWidth.parse(width) for width in getattr(self, name))
-            if not group:
-                raise InputError(f"bit group {name!r} is empty. Give it at least one width, such as W4A4.")
-            object.__setattr__(self, name, group)
-        for below, above in (("low", "medium"), ("medium", "high")):
-            top, bottom = max(getattr(self, below)), min(getattr(self, above))
-            if top >= bottom:
+    def __init__(self, *groups: Sequence["str | BitWidth"]):
+        if not FEWEST_GROUPS <= len(groups) <= MOST_GROUPS:
+            raise InputError(f"bit groups must be {FEWEST_GROUPS} to {MOST_GROUPS}. Got {len(groups)}.")
+        if not all(groups):
+            raise InputError("a bit group is empty. Give it at least one width, such as W4A4.")
+        parsed = [tuple(BitWidth.parse(width) for width in group) for group in groups]
+        self.groups = tuple(sorted(parsed, key=min))
+        for below, above in pairwise(self.groups):
+            if max(below) >= min(above):
                 raise InputError(
-                    f"bit groups must be ordered: every width of {below!r} below every width of {above!r}. "
-                    f"Got {top} in {below!r} and {bottom} in {above!r}."
+                    "bit groups must not overlap: every width of one lies below every width of the next. "
+                    f"Got {max(below)} in a group below {min(above)}."
                 )
+
+    def __len__(self) -> int:
+        return len(self.groups)
 
     @property
     def widths(self) -> tuple[BitWidth, ...]:
         """All of B, lowest first."""
-        return tuple(sorted({*self.low, *self.medium, *self.high}))
+        return tuple(sorted({width for group in self.groups for width in group}))
 
-    def draw(self, generator: torch.Generator) -> tuple[BitWidth, BitWidth, BitWidth]:
-        """One width from each group (low, medium, high), uniformly.
+    def draw(self, generator: torch.Generator) -> tuple[BitWidth, ...]:
+        """One width from each group, lowest group first, uniformly.
 
         `generator` may live on any device; the draw itself is a handful of integers on that device.
         """
-        groups = (self.low, self.medium, self.high)
         return tuple(
-            group[int(torch.randint(len(group), (), generator=generator, device=generator.device))] for group in groups
+            group[int(torch.randint(len(group), (), generator=generator, device=generator.device))]
+            for group in self.groups
         )

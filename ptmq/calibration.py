@@ -22,7 +22,7 @@ from ptmq.weights import load_network
 
 def method_of(run: Run) -> Method:
     """The run's method with its settings, widths and groups checked."""
-    groups = BitGroups(**run.groups) if run.groups else None
+    groups = BitGroups(*run.groups.values()) if run.groups else None
     method = create(run.method, run.settings, [BitWidth.parse(width) for width in run.widths], groups)
     if method.per_width and run.label == ALL_WIDTHS:
         raise InputError(f"{run.method} calibrates one width at a time. Set per_width: true for it in the profile.")

@@ -24,7 +24,6 @@ TYPES = {  # what JSON schema calls them -> what a person does
     "null": "empty",
 }
 FP32, ALL_WIDTHS = "fp32", "multi"
-GROUPS = ("low", "medium", "high")
 
 
 @dataclass(frozen=True)
@@ -153,14 +152,15 @@ def _rule(problem) -> str:
         "minimum": lambda: f"{value} or more",
         "minItems": lambda: f"a list of at least {value}",
         "minProperties": lambda: f"a mapping of at least {value}",
+        "maxProperties": lambda: f"a mapping of at most {value}",
         "uniqueItems": lambda: "a list without repetition",
     }
     return words.get(problem.validator, lambda: problem.message)()
 
 
 def widths_of(groups: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """All widths of the groups, low to high, as they are listed."""
-    return tuple(width for name in GROUPS for width in groups[name])
+    """All widths of the groups, as they are listed."""
+    return tuple(width for group in groups.values() for width in group)
 
 
 def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]:
@@ -170,11 +170,12 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
     chosen = profile["methods"][one_of(f"{where}: method", method, profile["methods"])] or {}
     if backbone not in chosen.get("backbones", [backbone]):
         return []
-    groups = body["groups"]
-    widths = tuple(chosen.get("widths", widths_of(groups)))
     runs = []
-    for variant, settings in (chosen.get("variants") or {"default": {}}).items():
-        merged = {**chosen.get("settings", {}), **body.get("settings", {}).get(method, {}), **(settings or {})}
+    for variant, changes in (chosen.get("variants") or {"default": {}}).items():
+        settings = {**chosen.get("settings", {}), **body.get("settings", {}).get(method, {}), **(changes or {})}
+        groups = settings.pop("groups", body["groups"])
+        images = settings.pop("calibration_images", profile["calibration_images"])
+        widths = tuple(chosen.get("widths", widths_of(groups)))
         for seed in body.get("seeds", profile["seeds"]):
             for part in [(w,) for w in widths] if chosen.get("per_width") else [widths]:
                 runs.append(
@@ -185,10 +186,10 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
                         method=method,
                         variant=variant,
                         widths=part,
-                        groups={name: list(groups[name]) for name in GROUPS},
+                        groups={name: list(group) for name, group in groups.items()},
                         seed=seed,
-                        settings=merged,
-                        calibration_images=profile["calibration_images"],
+                        settings=settings,
+                        calibration_images=images,
                         device=profile.get("device", "auto"),
                         threads=profile.get("threads", 1),
                         label=part[0] if chosen.get("per_width") else ALL_WIDTHS,

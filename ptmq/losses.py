@@ -1,7 +1,7 @@
 """Reconstruction losses: the distance of two features, and PTMQ's Group-wise Distillation Loss (GD-Loss).
 
-f is the block's floating-point output; l, m and h are its outputs at the width drawn from the low, the
-medium and the high group.
+f is the block's floating-point output; `outputs` are its outputs at the width drawn from each bit group, lowest
+first: l, m and h in the paper.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,7 @@ def distance(x: Tensor, target: Tensor, power: float = 2.0, importance: Tensor |
 
 def gd_figure1(
     f: Tensor,
-    l: Tensor,  # noqa: E741
-    m: Tensor,
-    h: Tensor,
+    outputs: Sequence[Tensor],
     lambdas: Sequence[float] = LAMBDAS,
     gammas: Sequence[float] = (1.0, 1.0, 1.0),
     detach: bool = True,
@@ -41,20 +39,23 @@ def gd_figure1(
     The floating-point block teaches the mix, the high group teaches the others; `detach` stops the gradient
     at that teacher.
     """
-    teacher = h.detach() if detach else h
-    mixed = distance(weighted(l, m, h, lambdas), f)
-    return gammas[0] * mixed + gammas[1] * distance(m, teacher) + gammas[2] * distance(l, teacher)
-
-
-def gd_later(f: Tensor, l: Tensor, m: Tensor, h: Tensor) -> Tensor:  # noqa: E741
-    """D(h, f) + Σ ½·D(x, h) + ½·D(x, f) over x = m, l, with h a fixed teacher (the authors' later code). A scalar."""
-    teacher = h.detach()
-    loss = distance(h, f)
-    for student in (m, l):
-        loss = loss + 0.5 * distance(student, teacher) + 0.5 * distance(student, f)
+    *students, high = outputs
+    teacher = high.detach() if detach else high
+    loss = gammas[0] * distance(weighted(outputs, lambdas), f)
+    for student, gamma in zip(reversed(students), gammas[1:], strict=True):
+        loss = loss + gamma * distance(student, teacher)
     return loss
 
 
-def gd_none(f: Tensor, l: Tensor, m: Tensor, h: Tensor) -> Tensor:  # noqa: E741
+def gd_later(f: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    """D(h, f) + Σ ½·D(x, h) + ½·D(x, f) over x = m, l, with h a fixed teacher (the authors' later code). A scalar."""
+    *students, high = outputs
+    loss = distance(high, f)
+    for student in reversed(students):
+        loss = loss + 0.5 * distance(student, high.detach()) + 0.5 * distance(student, f)
+    return loss
+
+
+def gd_none(f: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     """D(l, f) + D(m, f) + D(h, f): every group follows the floating-point block, no distillation. A scalar."""
-    return distance(l, f) + distance(m, f) + distance(h, f)
+    return sum(distance(output, f) for output in outputs)

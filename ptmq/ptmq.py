@@ -16,7 +16,9 @@ from ptmq import losses, mixer
 from ptmq.bits import BitWidth
 from ptmq.errors import InputError, one_of, require
 from ptmq.fake_quant import keep_mask
+from ptmq.layers import QuantizedLayer
 from ptmq.methods import AdaptiveReconstruction, register
+from ptmq.rounding import Relaxation, RoundingPerWidth
 from ptmq.settings import AdaptiveRoundingSettings
 
 CASES = ("1", "2", "3", "none")
@@ -28,10 +30,11 @@ class PTMQSettings(AdaptiveRoundingSettings):
     """PTMQ's own choices, beside those of every reconstruction."""
 
     mfm: str = "3"  # case of the feature mixer; none: every width sees its own feature, mixed with FP
-    lambdas: tuple = mixer.LAMBDAS  # weights of the low, medium and high group in a mix
+    lambdas: tuple = mixer.LAMBDAS  # weights of the groups in a mix, lowest first
     gd: str = "later"  # figure1, later or none
-    gammas: tuple = (1.0, 1.0, 1.0)  # weights of the three terms of figure 1
+    gammas: tuple = (1.0, 1.0, 1.0)  # weights of the terms of figure 1: the mix, then the groups below the highest
     gd_detach: bool = True  # stop the gradient at the high group, the teacher
+    shared_rounding: bool = True  # one R for all widths, as in the paper; else one a width
 
     def __post_init__(self):
         super().__post_init__()
@@ -39,8 +42,8 @@ class PTMQSettings(AdaptiveRoundingSettings):
         one_of("gd", self.gd, GD_LOSSES)
         for name in ("lambdas", "gammas"):
             values = getattr(self, name)
-            require(len(values) == 3 and min(values) >= 0, name, "three numbers of 0 or more", values)
-        require(abs(sum(self.lambdas) - 1) < 1e-6, "lambdas", "three numbers that sum to 1", self.lambdas)
+            require(min(values, default=-1) >= 0, name, "numbers of 0 or more", values)
+        require(abs(sum(self.lambdas) - 1) < 1e-6, "lambdas", "numbers that sum to 1", self.lambdas)
 
 
 @register
@@ -60,29 +63,39 @@ class PTMQ(AdaptiveReconstruction):
                 f"Got {', '.join(map(str, self.widths))}. Change the groups, or leave out widths and per_width."
             )
 
+        for name in ("lambdas", "gammas"):
+            values = getattr(self.settings, name)
+            require(len(values) == len(groups), f"ptmq: {name}", f"{len(groups)} numbers, as many as groups", values)
+
+    def relax(self, layer: QuantizedLayer) -> Relaxation:
+        """One V for all widths, or one V a width."""
+        if self.settings.shared_rounding:
+            return super().relax(layer)
+        return RoundingPerWidth(layer.weight, layer.steps(), layer.zero_points(), self.settings.initial_v)
+
     def draw(self, generator: torch.Generator) -> Sequence[BitWidth]:
         """One width from each group."""
         return self.groups.draw(generator)
 
     def mix(self, fp: Tensor, quantized: Sequence[Tensor], generator: torch.Generator) -> Sequence[Tensor]:
-        """The block's input: one mixed feature for all three groups, or each group's own without MFM."""
+        """The block's input: one mixed feature for all groups, or each group's own without MFM."""
         case = self.settings.mfm
         if case == "none":
             return super().mix(fp, quantized, generator)
         first = keep_mask(fp, mixer.PROBABILITY, generator)
         if case == "1":
-            group = int(torch.randint(3, (), generator=generator, device=generator.device))
+            group = int(torch.randint(len(quantized), (), generator=generator, device=generator.device))
             mixed = mixer.case1(first, fp, quantized[group])
         elif case == "2":
-            mixed = mixer.case2(first, *quantized)
+            mixed = mixer.case2(first, quantized)
         else:
-            mixed = mixer.case3(first, fp, *quantized, self.settings.lambdas)
-        return [mixed] * 3
+            mixed = mixer.case3(first, fp, quantized, self.settings.lambdas)
+        return [mixed] * len(quantized)
 
     def loss(self, target: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         """The GD-Loss of the configured form."""
         if self.settings.gd == "figure1":
             return losses.gd_figure1(
-                target, *outputs, self.settings.lambdas, self.settings.gammas, self.settings.gd_detach
+                target, outputs, self.settings.lambdas, self.settings.gammas, self.settings.gd_detach
             )
-        return (losses.gd_later if self.settings.gd == "later" else losses.gd_none)(target, *outputs)
+        return (losses.gd_later if self.settings.gd == "later" else losses.gd_none)(target, outputs)

@@ -91,3 +91,28 @@ class AdaptiveRounding(Relaxation):
     def hard(self) -> Tensor:
         """R in {0, 1}, int8, with a leading axis of length 1: one R for all widths, (1, *weight.shape)."""
         return (self.v.detach() >= 0).to(torch.int8).unsqueeze(0)
+
+
+class RoundingPerWidth(Relaxation):
+    """One V for every width, learned side by side: what sharing costs. Arguments as for AdaptiveRounding."""
+
+    def __init__(self, weight: Tensor, steps: dict[int, Tensor], zero_points: dict[int, Tensor], initial: str):
+        super().__init__()
+        self.steps = steps
+        self.each = nn.ModuleDict(
+            {str(b): AdaptiveRounding(weight, {b: steps[b]}, {b: zero_points[b]}, initial) for b in sorted(steps)}
+        )
+        self._last: list[int] = []  # the widths of this step: V of the others stays where it is
+
+    def soft(self, widths) -> dict[int, Tensor]:
+        """The differentiable weights at `widths`, each from its own V."""
+        self._last = list(widths)
+        return {bits: self.each[str(bits)].soft([bits])[bits] for bits in self._last}
+
+    def regularizer(self, beta: float) -> Tensor:
+        """Pull towards 0 or 1 of every V that this step uses, a scalar."""
+        return sum(self.each[str(bits)].regularizer(beta) for bits in self._last)
+
+    def hard(self) -> Tensor:
+        """R in {0, 1}, int8, (widths, *weight.shape)."""
+        return torch.cat([rounding.hard() for rounding in self.each.values()])

@@ -50,7 +50,8 @@ def test_every_profile_is_valid(path):
     ("backbones", {}, "backbones must be a mapping of at least 1. Got {}."),
     ("backbones/digits_resnet/groups/low", [], "backbones.digits_resnet.groups.low must be a list of at least 1."),
     ("backbones/digits_resnet/groups/low", ["4bit"], "groups.low.0 must be written like W4A4. Got '4bit'."),
-    ("backbones/digits_resnet/groups/top", ["W8A8"], "groups: key 'top' is unknown."),
+    ("backbones/digits_resnet/groups", {"all": ["W8A8"]}, "backbones.digits_resnet.groups must be a mapping of at least 2."),
+    ("methods/ptmq/variants", {"few": {"calibration_images": 0}}, "methods.ptmq.variants.few.calibration_images must be 1 or more. Got 0."),
     ("backbones/digits_resnet/group", {}, "key 'group' is unknown. Did you mean 'groups'?"),
     ("methods/ptmq/setting", {}, "methods.ptmq: key 'setting' is unknown. Did you mean 'settings'?"),
     ("methods/ptmq/backbones", ["digits_resnt"], "methods.ptmq.backbones: backbone 'digits_resnt' is unknown. Did you mean 'digits_resnet'?"),
@@ -72,7 +73,7 @@ def test_a_wrong_profile_is_one_sentence(path, value, message):
     ("backbones/digits_restnet", {"groups": DIGITS["backbones"]["digits_resnet"]["groups"]}, "backbone 'digits_restnet' is unknown. Did you mean 'digits_resnet'?"),
     ("backbones/resnet20", {"groups": DIGITS["backbones"]["digits_resnet"]["groups"]}, "backbone 'resnet20' is for dataset 'cifar10'. Got dataset 'digits'."),
     ("backbones/digits_resnet/groups/low", ["W9A9"], "weight bits must be 2..8, or 32 for floating point. Got 9."),
-    ("backbones/digits_resnet/groups/low", ["W6A6"], "bit groups must be ordered"),
+    ("backbones/digits_resnet/groups/low", ["W6A6"], "bit groups must not overlap"),
 ])  # fmt: skip
 def test_check_tells_every_mistake_before_anything_runs(path, value, message, capsys):
     assert main(["check", "--json", json.dumps(changed(path, value))]) == 2
@@ -126,6 +127,16 @@ def test_runs_are_variants_by_seeds_by_widths():
     assert all(Run.from_json(run.to_json()) == run for run in runs)
 
 
+def test_a_variant_may_have_groups_and_images_of_its_own():
+    groups = {"low": ["W3A3"], "high": ["W8A8"]}
+    profile = changed("methods", {"ptmq": {"variants": {
+        "default": {}, "groups_two": {"groups": groups, "lambdas": [0.5, 0.5]}, "budget_64": {"calibration_images": 64}}}})  # fmt: skip
+    runs = {run.variant: run for run in all_runs(validate(profile)) if run.backbone == "digits_resnet"}
+    assert runs["groups_two"].groups == groups and runs["groups_two"].widths == ("W3A3", "W8A8")
+    assert runs["groups_two"].settings == {"lambdas": [0.5, 0.5]}
+    assert runs["budget_64"].calibration_images == 64 and runs["default"].calibration_images == 512
+
+
 @pytest.mark.parametrize("text, message", [
     ("W4", "width 'W4' must look like W4A4"),
     ("W1A4", "weight bits must be 2..8"),
@@ -137,9 +148,11 @@ def test_wrong_widths(text, message):
 
 
 @pytest.mark.parametrize("groups, message", [
-    (((), ("W4A4",), ("W8A8",)), "bit group 'low' is empty"),
-    ((("W4A4",), ("W4A4",), ("W8A8",)), "every width of 'low' below every width of 'medium'. Got W4A4"),
-    ((("W3A3",), ("W8A8",), ("W6A6",)), "every width of 'medium' below every width of 'high'"),
+    (((), ("W4A4",), ("W8A8",)), "a bit group is empty"),
+    ((("W4A4",), ("W4A4",), ("W8A8",)), "must not overlap: .* Got W4A4 in a group below W4A4."),
+    ((("W3A3", "W6A6"), ("W8A8",), ("W5A5",)), "must not overlap: .* Got W6A6 in a group below W5A5."),
+    ((("W4A4",),), "bit groups must be 2 to 4. Got 1."),
+    ([(f"W{b}A{b}",) for b in range(3, 8)], "bit groups must be 2 to 4. Got 5."),
 ])  # fmt: skip
 def test_wrong_groups(groups, message):
     with pytest.raises(InputError, match=message):
@@ -152,7 +165,12 @@ def test_a_draw_takes_one_of_each_group():
     groups = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
     generator = torch.Generator().manual_seed(0)
     drawn = [groups.draw(generator) for _ in range(100)]
-    assert {d[0] for d in drawn} == set(groups.low) and {d[2] for d in drawn} == set(groups.high)
+    for number, group in enumerate(groups.groups):
+        assert {d[number] for d in drawn} == set(group)
+
+
+def test_groups_are_ordered_by_their_widths():
+    assert BitGroups(("W8A8",), ("W3A3", "W4A4")).groups[0] == (BitWidth(3, 3), BitWidth(4, 4))
 
 
 @pytest.mark.parametrize("argv, message", [

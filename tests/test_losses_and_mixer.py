@@ -32,25 +32,25 @@ def test_distance_sums_over_channels_and_averages_over_the_rest():
 @pytest.mark.parametrize("loss", [losses.gd_figure1, losses.gd_later, losses.gd_none])
 def test_gd_loss_of_equal_features_is_zero(loss):
     (x,) = features(1)
-    assert float(loss(x, x, x, x)) == pytest.approx(0, abs=1e-10)
+    assert float(loss(x, [x, x, x])) == pytest.approx(0, abs=1e-10)
     f, l, m, h = features(4)  # noqa: E741
-    assert float(loss(f, l, m, h)) > 0
+    assert float(loss(f, [l, m, h])) > 0
 
 
 def test_figure1_is_its_three_terms():
     f, l, m, h = features(4)  # noqa: E741
     d = losses.distance
     mix = 0.4 * l + 0.3 * m + 0.3 * h
-    assert losses.gd_figure1(f, l, m, h, gammas=(1, 0, 0)) == pytest.approx(float(d(mix, f)), rel=1e-5)
-    assert losses.gd_figure1(f, l, m, h, gammas=(0, 1, 0)) == pytest.approx(float(d(m, h)))
-    assert losses.gd_figure1(f, l, m, h, gammas=(0, 0, 2)) == pytest.approx(2 * float(d(l, h)))
+    assert losses.gd_figure1(f, [l, m, h], gammas=(1, 0, 0)) == pytest.approx(float(d(mix, f)), rel=1e-5)
+    assert losses.gd_figure1(f, [l, m, h], gammas=(0, 1, 0)) == pytest.approx(float(d(m, h)))
+    assert losses.gd_figure1(f, [l, m, h], gammas=(0, 0, 2)) == pytest.approx(2 * float(d(l, h)))
 
 
 @pytest.mark.parametrize("detach, moves", [(True, False), (False, True)])
 def test_the_teacher_learns_only_where_it_is_not_detached(detach, moves):
     f, l, m, h = features(4)  # noqa: E741
     h.requires_grad_()
-    losses.gd_figure1(f, l.requires_grad_(), m, h, gammas=(0, 1, 1), detach=detach).backward()
+    losses.gd_figure1(f, [l.requires_grad_(), m, h], gammas=(0, 1, 1), detach=detach).backward()
     assert (h.grad is not None and bool(h.grad.abs().sum() > 0)) is moves
     assert l.grad.abs().sum() > 0
 
@@ -58,9 +58,9 @@ def test_the_teacher_learns_only_where_it_is_not_detached(detach, moves):
 def test_case3_at_0_0_1_is_the_high_feature():
     f, l, m, h = features(4)  # noqa: E741
     nothing = torch.zeros_like(f)
-    assert torch.equal(mixer.case3(nothing, f, l, m, h, (0, 0, 1)), h)
-    assert torch.equal(mixer.case3(nothing, f, l, m, h, (1, 0, 0)), l)
-    assert torch.equal(mixer.case3(torch.ones_like(f), f, l, m, h), f)
+    assert torch.equal(mixer.case3(nothing, f, [l, m, h], (0, 0, 1)), h)
+    assert torch.equal(mixer.case3(nothing, f, [l, m, h], (1, 0, 0)), l)
+    assert torch.equal(mixer.case3(torch.ones_like(f), f, [l, m, h]), f)
 
 
 def test_cases_take_each_element_from_one_side():
@@ -68,12 +68,22 @@ def test_cases_take_each_element_from_one_side():
     first = (torch.rand(f.shape, generator=torch.Generator().manual_seed(1)) < 0.5).float()
     for mixed, taken, rest in (
         (mixer.case1(first, f, m), f, m),
-        (mixer.case2(first, l, m, h), l, (h + m) / 2),
-        (mixer.case3(first, f, l, m, h), f, mixer.weighted(l, m, h)),
+        (mixer.case2(first, [l, m, h]), l, (h + m) / 2),
+        (mixer.case3(first, f, [l, m, h]), f, mixer.weighted([l, m, h])),
     ):
         assert torch.equal(mixed, torch.where(first > 0, taken, rest))
 
 
 def test_equal_features_mix_to_themselves():
     (x,) = features(1)
-    torch.testing.assert_close(mixer.weighted(x, x, x), x)
+    torch.testing.assert_close(mixer.weighted([x, x, x]), x)
+
+
+def test_two_and_four_groups_mix_and_distil():
+    f, *outputs = features(5)
+    for count, lambdas in ((2, (0.5, 0.5)), (4, (0.25,) * 4)):
+        some = outputs[:count]
+        torch.testing.assert_close(mixer.weighted(some, lambdas), sum(some) / count)
+        expected = losses.distance(sum(some) / count, f) + sum(losses.distance(x, some[-1]) for x in some[:-1])
+        assert losses.gd_figure1(f, some, lambdas, (1,) * count) == pytest.approx(float(expected), rel=1e-5)
+        assert losses.gd_none(f, some) == pytest.approx(float(sum(losses.distance(x, f) for x in some)), rel=1e-6)

@@ -9,13 +9,14 @@ from conftest import GROUPS, toy_model, toy_network
 
 from ptmq import methods
 from ptmq.backbones import BACKBONES
-from ptmq.bits import BitWidth
+from ptmq.bits import BitGroups, BitWidth
 from ptmq.errors import InputError
 from ptmq.layers import ActivationQuantizer
 from ptmq.methods import METHODS, AdaptiveReconstruction, create, discover
 from ptmq.multibit import MultiBitModel
 from ptmq.reconstruct import Checkpoint, reconstruct
 from ptmq.record import code_hash
+from ptmq.rounding import RoundingPerWidth
 from ptmq.saved import load_model, save_model
 
 discover()
@@ -176,11 +177,11 @@ def test_every_reading_of_ptmq_runs(case, gd, images):
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"lambdas": [0.5, 0.5, 0.5]}, "lambdas must be three numbers that sum to 1. Got \\(0.5, 0.5, 0.5\\)"),
+    ({"lambdas": [0.5, 0.5, 0.5]}, "lambdas must be numbers that sum to 1. Got \\(0.5, 0.5, 0.5\\)"),
     ({"lambdas": [0.4, 0.3, "x"]}, "setting 'lambdas' must be tuple"),
     ({"lr_rounding": "fast"}, "setting 'lr_rounding' must be float"),
-    ({"lambdas": [1.0]}, "lambdas must be three numbers of 0 or more"),
-    ({"gammas": [1, 1, -1]}, "gammas must be three numbers of 0 or more"),
+    ({"lambdas": [1.0]}, "ptmq: lambdas must be 3 numbers, as many as groups"),
+    ({"gammas": [1, 1, -1]}, "gammas must be numbers of 0 or more"),
     ({"mfm": "4"}, "mfm '4' is unknown. Known: 1, 2, 3, none."),
     ({"mfm": 4}, "mfm '4' is unknown"),
     ({"mfm": [3]}, "setting 'mfm' must be str, like its default '3'. Got \\[3\\]."),
@@ -212,6 +213,37 @@ def test_minmax_has_nothing_to_search():
 def test_ptmq_needs_groups():
     with pytest.raises(InputError, match="ptmq needs bit groups"):
         create("ptmq", {}, GROUPS.widths)
+
+
+@pytest.mark.parametrize("groups, settings", [
+    (BitGroups(("W3A3", "W4A4", "W5A5"), ("W6A6", "W7A7", "W8A8")), {"lambdas": [0.5, 0.5], "gammas": [1, 1]}),
+    (BitGroups(("W3A3",), ("W4A4",), ("W5A5", "W6A6"), ("W7A7", "W8A8")), {"lambdas": [0.25] * 4, "gammas": [1] * 4}),
+])  # fmt: skip
+@pytest.mark.parametrize("gd", ["figure1", "later", "none"])
+@pytest.mark.parametrize("mfm", ["1", "2", "3", "none"])
+def test_ptmq_takes_two_to_four_groups(groups, settings, gd, mfm, images):
+    method = create("ptmq", {"steps": 3, "gd": gd, "mfm": mfm, **settings}, groups.widths, groups)
+    model = toy_model()
+    method.calibrate(model, images, 0, None, lambda *_: None)
+    assert error(model, images) < 1
+
+
+def test_rounding_per_width_learns_one_r_a_width(images):
+    model, _ = calibrated("ptmq", images, shared_rounding=False)
+    shared, _ = calibrated("ptmq", images)
+    layer, other = model.units[1].layers[0], shared.units[1].layers[0]
+    assert layer.rounding.shape == (6, *layer.weight.shape) and other.rounding.shape == (1, *layer.weight.shape)
+    assert not torch.equal(layer.rounding[0], layer.rounding[-1])
+    assert error(model, images) < error(calibrated("nearest_mse", images)[0], images)
+
+
+def test_rounding_per_width_leaves_the_widths_alone_that_a_step_does_not_draw():
+    weight = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    steps = {bits: torch.full((3, 1), 4 / 2**bits) for bits in (3, 4)}
+    rounding = RoundingPerWidth(weight, steps, {3: torch.full((3, 1), 4.0), 4: torch.full((3, 1), 8.0)}, "lowest")
+    (rounding.soft([3])[3].square().sum() + rounding.regularizer(4.0)).backward()
+    assert rounding.each["3"].v.grad.abs().sum() > 0 and rounding.each["4"].v.grad is None
+    assert torch.equal(rounding.hard()[1], rounding.each["4"].hard()[0])
 
 
 def test_a_broken_plug_in_leaves_the_others(monkeypatch):
