@@ -1,0 +1,106 @@
+"""Mixed precision: every unit of a calibrated network at a width of its own, without calibrating again.
+
+The sensitivity of a unit at a width is KL(FP network || network with that unit alone at that width) on calibration
+images. The search picks one width a unit so that the sum of sensitivities is least and the weights fit a budget: an
+integer linear program, solved exactly.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import LinearConstraint, milp
+from torch import Tensor
+
+from ptmq.bits import FULL_PRECISION, BitWidth
+from ptmq.errors import InputError
+from ptmq.features import propagate
+from ptmq.multibit import MultiBitModel, Unit
+
+Assignment = dict[str, BitWidth]  # unit name -> width
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What can be chosen: for every unit its number of weights and its sensitivity at every width, in nats."""
+
+    weights: Mapping[str, int]
+    sensitivity: Mapping[str, Mapping[BitWidth, float]]
+
+    def average_bits(self, assignment: Assignment) -> float:
+        """Mean weight bits of an assignment, every weight of the units counted once."""
+        total = sum(self.weights.values())
+        return sum(self.weights[unit] * width.weight for unit, width in assignment.items()) / total
+
+    def cost(self, assignment: Assignment) -> float:
+        """Sum of the sensitivities of an assignment, in nats."""
+        return sum(self.sensitivity[unit][width] for unit, width in assignment.items())
+
+
+def switchable(model: MultiBitModel) -> list[Unit]:
+    """The units that have layers of no fixed width: all but stem and head."""
+    return [unit for unit in model.units if any(not layer.fixed for layer in unit.layers)]
+
+
+@torch.no_grad()
+def measure(model: MultiBitModel, images: Tensor) -> Choices:
+    """Sensitivity of every switchable unit at every width of the model; images: (count, ...) to calibrate with."""
+    sensitivity: dict[str, dict[BitWidth, float]] = {}
+    x, rest = images, list(model.units)
+    fp = _log_probabilities(rest, x)
+    able = {unit.name for unit in switchable(model)}
+    while rest:
+        unit, *rest = rest
+        if unit.name in able:
+            sensitivity[unit.name] = {
+                width: _divergence(fp, _log_probabilities(rest, propagate(unit, x, width))) for width in model.widths
+            }
+        x = propagate(unit, x, FULL_PRECISION)
+    weights = {unit.name: sum(layer.weight.numel() for layer in unit.layers) for unit in switchable(model)}
+    return Choices(weights, sensitivity)
+
+
+def _log_probabilities(units: Sequence[Unit], x: Tensor) -> Tensor:
+    """Those of the FP network from what enters `units`, (images, classes)."""
+    for unit in units:
+        x = propagate(unit, x, FULL_PRECISION)
+    return x.log_softmax(-1)
+
+
+def _divergence(fp: Tensor, log_p: Tensor) -> float:
+    """Mean KL(FP || p) in nats."""
+    return float(F.kl_div(log_p, fp, reduction="batchmean", log_target=True))
+
+
+def search(choices: Choices, average_bits: float) -> Assignment:
+    """The assignment of least cost whose weights have at most `average_bits` bits on average.
+
+    Raises InputError where even the lowest widths do not fit.
+    """
+    options = [(unit, width) for unit, widths in choices.sensitivity.items() for width in widths]
+    units = list(choices.sensitivity)
+    total = sum(choices.weights.values())
+    bits = np.array([choices.weights[unit] * width.weight / total for unit, width in options])
+    one_each = np.array([[float(unit == name) for unit, _ in options] for name in units])
+    solved = milp(
+        c=np.array([choices.sensitivity[unit][width] for unit, width in options]),
+        integrality=np.ones(len(options)),
+        bounds=(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(bits, ub=average_bits + 1e-9)],
+        options={"mip_rel_gap": 0},
+    )
+    if solved.x is None:
+        lowest = choices.average_bits({u: min(widths) for u, widths in choices.sensitivity.items()})
+        raise InputError(
+            f"average_bits must be at least {lowest:.3g}, all units at their lowest width. Got {average_bits}."
+        )
+    return {unit: width for (unit, width), taken in zip(options, solved.x, strict=True) if taken > 0.5}
+
+
+def apply(model: MultiBitModel, assignment: Assignment, edge: BitWidth) -> None:
+    """Switch every unit to its width; stem and head, whose weights are fixed, take `edge`."""
+    model.set_bits(edge.weight, edge.activation)
+    for unit, width in assignment.items():
+        model.set_bits(width.weight, width.activation, unit)

@@ -1,0 +1,70 @@
+"""Mixed precision: sensitivities, the exact search, and a network whose units have widths of their own."""
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import GROUPS, toy_model
+
+from ptmq.bits import BitWidth
+from ptmq.errors import InputError
+from ptmq.mixed_precision import Choices, apply, measure, search
+
+W3, W4, W8 = (BitWidth(b, b) for b in (3, 4, 8))
+
+
+@pytest.fixture
+def model(images):
+    model = toy_model()
+    model.search_steps(images, "shrink")
+    return model
+
+
+def test_sensitivity_is_the_divergence_of_one_unit_alone(model, images):
+    choices = measure(model, images)
+    assert set(choices.sensitivity) == {"blocks.0", "blocks.1"} and choices.weights["blocks.0"] == 2 * 8 * 8 * 9
+    with torch.no_grad():
+        model.set_bits(32, 32)
+        fp = model(images).log_softmax(-1)
+        model.set_bits(3, 3, unit="blocks.1")
+        alone = model(images).log_softmax(-1)
+    expected = float(F.kl_div(alone, fp, reduction="batchmean", log_target=True))
+    assert choices.sensitivity["blocks.1"][W3] == pytest.approx(expected, rel=1e-4)
+    for widths in choices.sensitivity.values():
+        assert widths[W3] > widths[W8] >= 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_search_finds_what_brute_force_finds(seed):
+    generator = torch.Generator().manual_seed(seed)
+    units = [f"u{i}" for i in range(5)]
+    weights = {u: int(n) for u, n in zip(units, torch.randint(10, 1000, (5,), generator=generator), strict=True)}
+    draws = torch.rand(5, len(GROUPS.widths), generator=generator)
+    sensitivity = {
+        u: {w: float(r) / 2**w.weight for w, r in zip(GROUPS.widths, row, strict=True)}
+        for u, row in zip(units, draws, strict=True)
+    }
+    choices = Choices(weights, sensitivity)
+    every = [dict(zip(units, widths, strict=True)) for widths in product(GROUPS.widths, repeat=5)]
+    for budget in (3.0, 3.7, 4.5, 6.2, 8.0):
+        best = min((a for a in every if choices.average_bits(a) <= budget + 1e-9), key=choices.cost)
+        found = search(choices, budget)
+        assert choices.average_bits(found) <= budget + 1e-6
+        assert choices.cost(found) == pytest.approx(choices.cost(best), rel=1e-6)
+
+
+def test_a_budget_that_nothing_fits_is_said():
+    choices = Choices({"u": 10}, {"u": {W3: 0.2, W8: 0.1}})
+    with pytest.raises(InputError, match="average_bits must be at least 3, all units at their lowest width. Got 2.5."):
+        search(choices, 2.5)
+
+
+def test_an_assignment_switches_every_unit(model, images):
+    apply(model, {"blocks.0": W3, "blocks.1": W8}, edge=W8)
+    assert [layer.bits for layer in model.layers] == [8, 3, 3, 8, 8, 8]
+    with torch.no_grad():
+        mixed = model(images)
+        apply(model, {"blocks.0": W4, "blocks.1": W8}, edge=W8)
+        apply(model, {"blocks.0": W3, "blocks.1": W8}, edge=W8)
+        assert torch.equal(model(images), mixed), "there and back"
