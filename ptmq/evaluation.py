@@ -1,6 +1,8 @@
 """The evaluation stage: top-1 at every width in one pass over the images, written as a run record."""
 
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from ptmq import record
 from ptmq.backbones import get_backbone
-from ptmq.bits import FULL_PRECISION, BitWidth
+from ptmq.bits import FULL_PRECISION
 from ptmq.calibration import open_images
 from ptmq.config import FP32
 from ptmq.datasets import Images
@@ -37,23 +39,26 @@ def count_correct(log_p: Tensor, images: Images) -> int:
 
 
 @torch.no_grad()
-def score(model: MultiBitModel, images: Images, fp: Tensor, device: torch.device) -> dict[BitWidth, tuple[int, float]]:
-    """For each width: how many images are classified correctly, and the mean KL(FP || width) in nats.
+def score(
+    model: MultiBitModel, switches: Mapping[Any, Callable[[], None]], images: Images, fp: Tensor, device: torch.device
+) -> dict[Any, tuple[int, float]]:
+    """How many images are classified correctly, and the mean KL(FP || quantized) in nats, after every switch.
 
-    fp: the FP network's log-probabilities, (images, classes). Every batch is read once for all widths.
+    switches: what sets the model's widths, by any key · fp: the FP network's log-probabilities, (images, classes).
+    Every batch is read once for all.
     """
-    right = dict.fromkeys(model.widths, 0)
-    divergence = dict.fromkeys(model.widths, 0.0)
+    right = dict.fromkeys(switches, 0)
+    divergence = dict.fromkeys(switches, 0.0)
     for index in torch.arange(len(images)).split(BATCH):
         x, y = images.batch(index)
         x, y = x.to(device).contiguous(memory_format=memory_format(x)), y.to(device)
         reference = fp[index].to(device)
-        for width in model.widths:
-            model.set_bits(width.weight, width.activation)
+        for key, switch in switches.items():
+            switch()
             log_p = model(x).log_softmax(1)
-            right[width] += int((log_p.argmax(1) == y).sum())
-            divergence[width] += float(F.kl_div(log_p, reference, reduction="sum", log_target=True))
-    return {width: (right[width], divergence[width] / len(images)) for width in model.widths}
+            right[key] += int((log_p.argmax(1) == y).sum())
+            divergence[key] += float(F.kl_div(log_p, reference, reduction="sum", log_target=True))
+    return {key: (right[key], divergence[key] / len(images)) for key in switches}
 
 
 def save_outputs(path: Path, fp: Tensor, backbone: str, split: str) -> None:
@@ -115,9 +120,9 @@ def evaluate_model(
     images, _ = open_images(backbone, split, data_dir)
     model.to(device)
     fp = load_outputs(fp_outputs, backbone, split) if fp_outputs else log_probabilities(model, images, device)
-    lines = [
-        record.result(width, right, len(images), kl) for width, (right, kl) in score(model, images, fp, device).items()
-    ]
+    switches = {width: partial(model.set_bits, width.weight, width.activation) for width in model.widths}
+    scores = score(model, switches, images, fp, device)
+    lines = [record.result(width, right, len(images), kl) for width, (right, kl) in scores.items()]
     fp_top1 = record.result(FULL_PRECISION, count_correct(fp, images), len(images), kl=0.0)["top1"]
     return _record(info, split, lines, fp_top1, start)
 

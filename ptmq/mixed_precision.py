@@ -99,8 +99,8 @@ def search(choices: Choices, average_bits: float) -> Assignment:
     return {unit: width for (unit, width), taken in zip(options, solved.x, strict=True) if taken > 0.5}
 
 
-def apply(model: MultiBitModel, assignment: Assignment, edge: BitWidth) -> None:
-    """Switch every unit to its width; stem and head, whose weights are fixed, take `edge`."""
-    model.set_bits(edge.weight, edge.activation)
-    for unit, width in assignment.items():
-        model.set_bits(width.weight, width.activation, unit)
+def apply(model: MultiBitModel, assignment: Assignment) -> None:
+    """Switch every unit to its width; one without a choice (stem, head) takes that of the first unit with a choice."""
+    first = next(iter(assignment.values()))
+    for unit in model.units:
+        unit.set_bits(assignment.get(unit.name, first))

@@ -61,10 +61,11 @@ def test_a_budget_that_nothing_fits_is_said():
 
 
 def test_an_assignment_switches_every_unit(model, images):
-    apply(model, {"blocks.0": W3, "blocks.1": W8}, edge=W8)
+    apply(model, {"blocks.0": W3, "blocks.1": W8})
     assert [layer.bits for layer in model.layers] == [8, 3, 3, 8, 8, 8]
+    assert [q.bits for q in model.units[0].quantizers] == [3], "what the stem puts out has the width of the first block"
     with torch.no_grad():
         mixed = model(images)
-        apply(model, {"blocks.0": W4, "blocks.1": W8}, edge=W8)
-        apply(model, {"blocks.0": W3, "blocks.1": W8}, edge=W8)
+        apply(model, {"blocks.0": W4, "blocks.1": W8})
+        apply(model, {"blocks.0": W3, "blocks.1": W8})
         assert torch.equal(model(images), mixed), "there and back"
