@@ -55,6 +55,8 @@ def parser() -> argparse.ArgumentParser:
     add(sub, "profile", "backbone", "method", "variant", "width", "seed", "set", "spec", "weights", "data-dir", "out")
     sub = command("evaluate", evaluate, "top-1 of a calibrated model at all its widths, or of an FP network")
     add(sub, "model", "weights", "backbone", "split", "fp-outputs", "data-dir", "device", "threads", "out")
+    sub = command("mixed", mixed, "a width for every block of a multi-bit model: the frontier, and what a switch costs")
+    add(sub, "model", "weights", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     add(command("check", check, "check a profile and every method's settings"), "profile", "json")
     command("methods", methods, "list the methods and their settings")
     bench = command("bench", benchmark, "time a PTMQ step against the FP passes that it contains")
@@ -252,6 +254,19 @@ def evaluate(args: argparse.Namespace) -> None:
     write_json(args.out, record)
     for line in record["results"]:
         print(f"{line['width']}  {line['top1']:.2f} %  ({line['correct']} of {line['images']} {args.split} images)")
+
+
+def mixed(args: argparse.Namespace) -> None:
+    """Accuracy against average bits and size; write the frontier's record."""
+    from ptmq.files import write_json
+    from ptmq.frontier import frontier
+
+    required(args, "model", "weights")
+    device = torch_device(args.device, args.threads)
+    record = frontier(args.model, args.weights, args.split, args.fp_outputs, args.data_dir, device)
+    write_json(args.out, record)
+    for point in record["points"]:
+        print(f"{point['kind']:8} {point['average_bits']:.2f} bits  {point['kib']:.0f} KiB  {point['top1']:.2f} %")
 
 
 def check(args: argparse.Namespace) -> None:

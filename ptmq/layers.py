@@ -3,7 +3,7 @@
 Both hold one set of step sizes for every width they can take and work at the width selected last.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,10 @@ class QuantizedLayer(nn.Module):
             step, zero = self._per_channel(self.step[index]), self._per_channel(self.zero_point[index])
             self._weights[bits] = dequantize(self.codes(bits).to(step.dtype), step, zero)
         return self._weights[bits]
+
+    def prepared(self) -> Iterable[Tensor]:
+        """The weights that are kept ready."""
+        return self._weights.values()
 
     def codes(self, bits: int) -> Tensor:
         """Integer codes 0 .. 2^bits - 1 of the weight, uint8, of the weight's shape."""

@@ -1,0 +1,131 @@
+"""The mixed-precision stage: accuracy against average bits and model size, and what a switch costs."""
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptmq import mixed_precision, record
+from ptmq.bits import BitWidth
+from ptmq.calibration import calibration_index, open_images
+from ptmq.config import Run
+from ptmq.errors import require
+from ptmq.evaluation import count_correct, load_outputs, log_probabilities, score
+from ptmq.files import sha256
+from ptmq.mixed_precision import Assignment, Choices
+from ptmq.multibit import MultiBitModel
+from ptmq.saved import TENSORS, load_model
+from ptmq.weights import load_network
+
+SENSITIVITY_IMAGES = 256  # calibration images that sensitivities are measured on
+POINTS = 9  # budgets between the lowest and the highest width
+REPEATS = 200  # switches that are timed
+BN_BATCHES, BN_BATCH = 100, 128  # what AdaptiveBN re-estimates statistics on at every switch
+
+
+def kibibytes(model: MultiBitModel, assignment: Assignment) -> float:
+    """Size of the packed weights, those of stem and head included, in KiB."""
+    bits = 0
+    for unit in model.units:
+        for layer in unit.layers:
+            bits += layer.weight.numel() * (layer.fixed or assignment[unit.name].weight)
+    return bits / 8 / 1024
+
+
+def budgets(model: MultiBitModel) -> list[float]:
+    """Average weight bits to search for, evenly spaced between the lowest and the highest width, both left out."""
+    low, high = model.widths[0].weight, model.widths[-1].weight
+    return [low + (high - low) * i / (POINTS + 1) for i in range(1, POINTS + 1)]
+
+
+def assignments(model: MultiBitModel, choices: Choices) -> dict[str, Assignment]:
+    """What is scored: every uniform width, and the best assignment of every budget."""
+    uniform = {f"uniform {width}": dict.fromkeys(choices.sensitivity, width) for width in model.widths}
+    return uniform | {f"mixed {bits:.2f}": mixed_precision.search(choices, bits) for bits in budgets(model)}
+
+
+def median_ms(switch: Callable[[int], None], repeats: int) -> float:
+    """Median time of switch(i), in milliseconds."""
+    times = []
+    for i in range(repeats):
+        start = time.perf_counter()
+        switch(i)
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
+
+
+@torch.no_grad()
+def adaptive_bn_ms(network: nn.Module, images: Tensor, batches: int) -> float:
+    """Time of one batch of re-estimating BatchNorm statistics, in milliseconds: the network's forward in train mode."""
+    network.train()
+    return median_ms(lambda i: network(images), batches)
+
+
+def switching(model: MultiBitModel, network: nn.Module, images: Tensor) -> dict[str, float]:
+    """What switching the whole network costs, in milliseconds and images, beside AdaptiveBN."""
+    model.prepare()
+    widths = model.widths
+    prepared = median_ms(lambda i: _set(model, widths[i % len(widths)]), REPEATS)
+    bytes_prepared = sum(w.numel() * w.element_size() for layer in model.layers for w in layer.prepared())
+    batch = images[:BN_BATCH]
+    return {
+        "switch_ms": prepared,
+        "switch_images": 0,
+        "prepared_mib": bytes_prepared / 2**20,
+        "adaptive_bn_ms": adaptive_bn_ms(network, batch, 5) * BN_BATCHES,
+        "adaptive_bn_images": BN_BATCHES * BN_BATCH,
+    }
+
+
+def _set(model: MultiBitModel, width: BitWidth) -> None:
+    model.set_bits(width.weight, width.activation)
+
+
+def frontier(
+    folder: Path, weights: Path, split: str, fp_outputs: Path | None, data_dir: str | None, device: torch.device
+) -> dict[str, Any]:
+    """The record of a calibrated multi-bit model with a width of its own for every unit.
+
+    weights: its FP network, for the cost of AdaptiveBN · fp_outputs: as for `evaluate_model`.
+    """
+    model, info = load_model(folder)
+    require(len(model.widths) > 1, "the model's widths", "two or more to choose from", str(model.widths[0]))
+    run = Run(**info["run"])
+    train, _ = open_images(run.backbone, "train", data_dir)
+    calibration, _ = train.batch(calibration_index(len(train), run)[:SENSITIVITY_IMAGES])
+    images, _ = open_images(run.backbone, split, data_dir)
+    model.to(device)
+    calibration = calibration.to(device)
+    choices = mixed_precision.measure(model, calibration)
+    chosen = assignments(model, choices)
+    fp = load_outputs(fp_outputs, run.backbone, split) if fp_outputs else log_probabilities(model, images, device)
+    switches = {name: partial(mixed_precision.apply, model, assignment) for name, assignment in chosen.items()}
+    points = []
+    for name, (right, kl) in score(model, switches, images, fp, device).items():
+        assignment = chosen[name]
+        points.append({
+            "kind": name.split()[0], "average_bits": round(choices.average_bits(assignment), 4),
+            "kib": round(kibibytes(model, assignment), 2), "top1": round(100 * right / len(images), 4),
+            "kl": round(kl, 6), "expected_kl": round(choices.cost(assignment), 6), "correct": right,
+            "images": len(images),
+            "assignment": {unit: str(width) for unit, width in assignment.items()},
+        })  # fmt: skip
+    network = load_network(run.backbone, weights).to(device)
+    return {
+        "format": record.FORMAT,
+        "split": split,
+        "fp_top1": round(100 * count_correct(fp, images) / len(images), 4),
+        "points": points,
+        "sensitivity": {u: {str(w): kl for w, kl in widths.items()} for u, widths in choices.sensitivity.items()},
+        "switching": switching(model, network, calibration),
+        "run": info["run"],
+        "protocol": info["protocol"],
+        "sha256": {**info["sha256"], "model": sha256(folder / TENSORS)},
+        "environment": record.environment(device),
+        "commit": record.commit(),
+    }
