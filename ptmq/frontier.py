@@ -109,7 +109,8 @@ def frontier(
     for name, (right, kl) in score(model, switches, images, fp, device).items():
         assignment = chosen[name]
         points.append({
-            "kind": name.split()[0], "average_bits": round(choices.average_bits(assignment), 4),
+            "kind": name.split()[0], "budget": name.split()[1],
+            "average_bits": round(choices.average_bits(assignment), 4),
             "kib": round(kibibytes(model, assignment), 2), "top1": round(100 * right / len(images), 4),
             "kl": round(kl, 6), "expected_kl": round(choices.cost(assignment), 6), "correct": right,
             "images": len(images),

@@ -10,45 +10,12 @@ The mean over seeds with a band of ± one standard deviation; written as PDF, SV
 import argparse
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
+from style import OTHER, STYLES, label_of, order, save
 
-# Colour, marker and line tell the methods apart, so the figure also reads in grey (colours: Okabe and Ito).
-STYLES = {
-    "nearest_minmax": ("#999999", "v", ":"),
-    "nearest_mse": ("#56B4E9", "^", "--"),
-    "adaround": ("#009E73", "P", "-"),
-    "brecq": ("#CC79A7", "D", "-"),
-    "qdrop": ("#0072B2", "s", "-"),
-    "flexround": ("#E69F00", "X", "-"),
-    "ptmq": ("#D55E00", "o", "-"),
-}
 VARIANT_MARKERS = "d<>hp8"
-OTHER = ("#000000", "*", "-")
 DEPTH = 30  # points below the ceiling that a panel shows at most
-NAMES = {
-    "nearest_minmax": "nearest, min-max steps",
-    "nearest_mse": "nearest, MSE steps",
-    "adaround": "AdaRound",
-    "brecq": "BRECQ",
-    "qdrop": "QDrop",
-    "flexround": "FlexRound",
-    "ptmq": "PTMQ",
-}
-
-
-def label_of(method: str, variant: str) -> str:
-    """Legend entry of one line."""
-    name = NAMES.get(method, method)
-    return name if variant == "default" else f"{name} ({variant})"
-
-
-def order(method: str) -> int:
-    """Place of a method in a legend: the order of STYLES, then the others."""
-    return list(STYLES).index(method) if method in STYLES else len(STYLES)
 
 
 def draw_line(
@@ -123,10 +90,7 @@ def main() -> None:
         draw(axes, runs, backbone, in_groups=not beside)
     for axes in panels.flat[len(contents) :]:
         axes.remove()
-    args.out.mkdir(parents=True, exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "ptmq"  # the same figure gives the same file
-    for extension, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):
-        figure.savefig(args.out / f"accuracy.{extension}", dpi=150, metadata=metadata)
+    save(figure, args.out / "accuracy")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""The run records of one ablation -> its table and figure.
+
+    ablation.py --root results/cifar10_ablations --name gd resnet20/ptmq/default/multi/seed0 ...
+
+Rows are variants; cells are mean top-1, and the change from the default at the two lowest widths, paired by seed.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from collect import rows_of_record
+from intervals import Estimate, estimate
+from style import save
+from tables import with_width, write
+
+SHOWN = 3  # widths in the figure, lowest first
+COLOURS = ("#0072B2", "#E69F00", "#009E73")
+
+
+def changes(runs: pd.DataFrame, variant: str, width: str) -> Estimate:
+    """Top-1 of a variant minus that of the default with the same seed."""
+    at = runs[(runs.method == "ptmq") & (runs.width == width)].set_index(["variant", "seed"]).top1
+    seeds = at.loc[variant].index.intersection(at.loc["default"].index)
+    return estimate(list(at.loc[variant].loc[seeds] - at.loc["default"].loc[seeds]))
+
+
+def cell(values: pd.Series) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
+
+
+def row_of(runs: pd.DataFrame, method: str, variant: str) -> dict:
+    """One variant: top-1 at every width, its change at the lowest two, what it was given."""
+    part = runs[(runs.method == method) & (runs.variant == variant)]
+    row = {"backbone": part.backbone.iloc[0], "method": method, "variant": variant, "seeds": part.seed.nunique()}
+    row |= {width: cell(part[part.width == width].top1) for width in widths_of(runs) if (part.width == width).any()}
+    if method == "ptmq" and variant != "default":
+        row |= {f"change {width}": str(changes(runs, variant, width)) for width in widths_of(runs)[:2]}
+    return row | {"images": part.calibration_images.iloc[0], "s": f"{part.seconds.mean():.0f}"}
+
+
+def table_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a variant as the profile lists them, rounding to nearest last."""
+    keys = runs[["method", "variant"]].drop_duplicates().sort_values("method", key=lambda m: m != "ptmq", kind="stable")
+    return pd.DataFrame([row_of(runs, *key) for key in keys.itertuples(index=False)]).fillna("")
+
+
+def widths_of(runs: pd.DataFrame) -> list[str]:
+    """All widths, lowest first."""
+    return list(runs.sort_values(["w_bits", "a_bits"]).width.drop_duplicates())
+
+
+def draw(axes, runs: pd.DataFrame) -> None:
+    """Change from the default at the lowest widths, with 95 % intervals."""
+    variants = [v for v in runs[runs.method == "ptmq"].variant.drop_duplicates() if v != "default"]
+    for number, (width, colour) in enumerate(zip(widths_of(runs)[:SHOWN], COLOURS, strict=False)):
+        found = [changes(runs, variant, width) for variant in variants]
+        places = [place + 0.25 * (number - 1) for place in range(len(variants))]
+        errors = [0 if math.isnan(e.ci95) else e.ci95 for e in found]
+        axes.barh(places, [e.mean for e in found], 0.22, xerr=errors, color=colour, label=width, capsize=2)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(variants)), variants)
+    axes.invert_yaxis()
+    axes.set_xlabel("top-1 minus the default's [points]")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("names", nargs="+")
+    args = parser.parse_args()
+    runs = with_width(
+        pd.DataFrame([row for name in args.names for row in rows_of_record(args.root / "records" / f"{name}.json")])
+    )
+    (args.root / "tables").mkdir(parents=True, exist_ok=True)
+    backbones = list(runs.backbone.drop_duplicates())
+    tables = pd.concat([table_of(runs[runs.backbone == backbone]) for backbone in backbones])
+    write(tables, args.root / "tables" / f"ablation_{args.name}")
+    height = max(2.5, 0.55 * runs.variant.nunique())
+    figure, panels = plt.subplots(
+        1, len(backbones), figsize=(7 * len(backbones), height), squeeze=False, layout="constrained"
+    )
+    for axes, backbone in zip(panels.flat, backbones, strict=True):
+        mine = runs[runs.backbone == backbone]
+        draw(axes, mine)
+        axes.set_title(
+            f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images, {mine.seed.nunique()} seeds"
+        )
+    save(figure, args.root / "figures" / f"ablation_{args.name}")
+
+
+if __name__ == "__main__":
+    main()

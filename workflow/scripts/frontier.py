@@ -1,0 +1,88 @@
+"""Mixed-precision records -> the frontier's table and figure: top-1 against average weight bits and model size.
+
+    frontier.py --out results/cifar10 --records results/cifar10/mixed/resnet20/ptmq/default/multi/seed0.json ...
+
+The mean over seeds with its standard deviation; written to tables/frontier.* and figures/frontier.*.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from style import save
+from tables import write
+
+KINDS = {"uniform": ("#56B4E9", "o", "--"), "mixed": ("#D55E00", "s", "-")}
+COLUMNS = {"average_bits": "average weight bits", "kib": "packed weights [KiB]"}
+
+
+def points(paths: list[Path]) -> pd.DataFrame:
+    """One row a record and point."""
+    rows = []
+    for path in paths:
+        record = json.loads(path.read_text())
+        shared = {"backbone": record["run"]["backbone"], "seed": record["run"]["seed"], "fp_top1": record["fp_top1"]}
+        rows += [shared | point | {"split": record["split"]} for point in record["points"]]
+    return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over the seeds, a row a backbone, kind and budget."""
+    keys = ["backbone", "kind", "budget"]
+    means = table.groupby(keys).agg(
+        average_bits=("average_bits", "mean"), kib=("kib", "mean"), kl=("kl", "mean"), seeds=("seed", "nunique"),
+        top1=("top1", "mean"), sd=("top1", "std"),
+    )  # fmt: skip
+    return means.reset_index().sort_values(["backbone", "kind", "average_bits"], ascending=[True, False, True])
+
+
+def as_text(means: pd.DataFrame) -> pd.DataFrame:
+    """The summary with rounded numbers."""
+    return means.assign(
+        average_bits=means.average_bits.map("{:.2f}".format),
+        kib=means.kib.map("{:.1f}".format),
+        kl=means.kl.map("{:.4f}".format),
+        top1=[f"{m:.2f}" + ("" if pd.isna(s) else f" ± {s:.2f}") for m, s in zip(means.top1, means.sd, strict=True)],
+    ).drop(columns="sd")
+
+
+def draw(axes, means: pd.DataFrame, column: str, fp: float) -> None:
+    """One panel: both kinds against bits or size, FP as a horizontal line."""
+    for kind, (colour, marker, line) in KINDS.items():
+        part = means[means.kind == kind].sort_values(column)
+        label = "every block at one width" if kind == "uniform" else "a width for every block"
+        axes.plot(part[column], part.top1, color=colour, marker=marker, linestyle=line, label=label)
+        spread = part.sd.fillna(0)
+        axes.fill_between(part[column], part.top1 - spread, part.top1 + spread, color=colour, alpha=0.2, linewidth=0)
+    axes.axhline(fp, color="black", linewidth=1, linestyle="-.", label=f"FP32 ({fp:.2f} %)")
+    axes.set_xlabel(COLUMNS[column])
+    axes.set_ylabel("top-1 [%]")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", loc="lower right")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--records", type=Path, nargs="+", required=True)
+    args = parser.parse_args()
+    table = points(args.records)
+    means = summary(table)
+    (args.out / "tables").mkdir(parents=True, exist_ok=True)
+    write(as_text(means), args.out / "tables" / "frontier")
+    backbones = sorted(means.backbone.unique())
+    figure, panels = plt.subplots(
+        len(backbones), 2, figsize=(12, 4.2 * len(backbones)), squeeze=False, layout="constrained"
+    )
+    for row, backbone in zip(panels, backbones, strict=True):
+        mine = table[table.backbone == backbone]
+        for axes, column in zip(row, COLUMNS, strict=True):
+            draw(axes, means[means.backbone == backbone], column, mine.fp_top1.mean())
+            axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images")
+    save(figure, args.out / "figures" / "frontier")
+
+
+if __name__ == "__main__":
+    main()

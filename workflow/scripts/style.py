@@ -1,0 +1,48 @@
+"""What all figures share: colours, markers and names of the methods, and the three formats."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# Colour, marker and line tell the methods apart, so figures also read in grey (colours: Okabe and Ito).
+STYLES = {
+    "nearest_minmax": ("#999999", "v", ":"),
+    "nearest_mse": ("#56B4E9", "^", "--"),
+    "adaround": ("#009E73", "P", "-"),
+    "brecq": ("#CC79A7", "D", "-"),
+    "qdrop": ("#0072B2", "s", "-"),
+    "flexround": ("#E69F00", "X", "-"),
+    "ptmq": ("#D55E00", "o", "-"),
+}
+OTHER = ("#000000", "*", "-")
+NAMES = {
+    "nearest_minmax": "nearest, min-max steps",
+    "nearest_mse": "nearest, MSE steps",
+    "adaround": "AdaRound",
+    "brecq": "BRECQ",
+    "qdrop": "QDrop",
+    "flexround": "FlexRound",
+    "ptmq": "PTMQ",
+}
+
+
+def label_of(method: str, variant: str = "default") -> str:
+    """Legend entry of one method."""
+    name = NAMES.get(method, method)
+    return name if variant == "default" else f"{name} ({variant})"
+
+
+def order(method: str) -> int:
+    """Place of a method in a legend: the order of STYLES, then the others."""
+    return list(STYLES).index(method) if method in STYLES else len(STYLES)
+
+
+def save(figure, path: Path) -> None:
+    """Write a figure as PDF, SVG and PNG; the same figure gives the same files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plt.rcParams["svg.hashsalt"] = "ptmq"
+    for extension, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):
+        figure.savefig(path.with_suffix(f".{extension}"), dpi=150, metadata=metadata)
