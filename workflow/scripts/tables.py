@@ -100,10 +100,11 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[keys.index].reset_index(drop=True)
 
 
-def write(table: pd.DataFrame, path: Path) -> None:
-    """One table as CSV; as Markdown and LaTeX with a part for each backbone, without the widths it does not have."""
+def write(table: pd.DataFrame, path: Path, by: str | None = "backbone") -> None:
+    """One table as CSV; as Markdown and LaTeX in parts, one for each value of `by`, without empty columns."""
     table.to_csv(path.with_suffix(".csv"), index=False)
-    parts = [part.loc[:, (part != "").any()] for _, part in table.groupby("backbone", sort=False)]
+    parts = [table] if by is None else [part for _, part in table.groupby(by, sort=False)]
+    parts = [part.loc[:, (part != "").any()] for part in parts]
     path.with_suffix(".md").write_text("\n".join(map(_markdown, parts)))
     path.with_suffix(".tex").write_text("\n".join(map(_latex, parts)))
 

@@ -1,0 +1,223 @@
+"""Runs and published numbers -> the verdict: which claims of the paper hold here, by how much, how surely.
+
+    verdict.py --published workflow/published.yaml --runs results/cifar10/runs.csv
+        [--ablations results/cifar10_ablations/runs.csv] [--mixed RECORD ...] --out results/cifar10/tables
+
+Differences are paired by seed; ci95 is half the width of the 95 % interval of their mean. A claim is `match` where
+ours lies within the tolerance of the paper's value (for a claim without one: on the side it names, interval included),
+`near` where only the sign or a part of the interval agrees, else `off`, and `not run` where runs are missing.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from intervals import Estimate, estimate
+from tables import with_width, write
+
+COLUMNS = ["claim", "paper", "ours", "sd", "n", "ci95", "delta", "tolerance", "verdict", "reason"]
+POINT = 1.0  # tolerance of a difference of accuracies that the paper states, in points; half where it states 1
+NOISE = 0.3  # standard error of an accuracy on 10,000 images, in points
+CELL = 0.5  # tolerance of an accuracy of the same network on the same images, in points
+
+
+class Missing(Exception):
+    """Runs that a claim needs are not there; the text says which."""
+
+
+class Runs:
+    """Top-1 by method, variant, width and seed on one backbone."""
+
+    def __init__(self, runs: pd.DataFrame, backbone: str):
+        done = with_width(runs[(runs.status == "done") & (runs.backbone == backbone)])
+        self.top1 = done.set_index(["method", "variant", "width", "seed"]).top1.sort_index()
+        self.groups = list(done[done.in_groups.astype(bool)].sort_values("w_bits").width.drop_duplicates())
+
+    def of(self, method: str, width: str, variant: str = "default") -> pd.Series:
+        """Top-1 by seed. Raises Missing where there is none."""
+        try:
+            return self.top1.loc[(method, variant, width)]
+        except KeyError:
+            raise Missing(f"needs {method} ({variant}) at {width}") from None
+
+    def difference(self, one: tuple, other: tuple) -> Estimate:
+        """The first minus the second, paired by seed; each is (method, width) or (method, width, variant)."""
+        a, b = self.of(*one), self.of(*other)
+        seeds = a.index.intersection(b.index)
+        if seeds.empty:
+            raise Missing(f"needs {one} and {other} with the same seed")
+        return estimate(list(a.loc[seeds] - b.loc[seeds]))
+
+
+def judge_value(ours: Estimate, paper: float, tolerance: float) -> str:
+    """Against a value of the paper: match within the tolerance, near with the same sign, else off."""
+    if abs(ours.mean - paper) <= tolerance:
+        return "match"
+    return "near" if ours.mean * paper > 0 else "off"
+
+
+def judge_side(ours: Estimate, least: float) -> str:
+    """Against a claim `at least`: match with the whole interval, near with a part of it, else off."""
+    half = 0 if math.isnan(ours.ci95) else ours.ci95
+    if ours.mean - half >= least:
+        return "match"
+    return "near" if ours.mean + half >= least else "off"
+
+
+def row(claim: str, paper: str, ours: Estimate, delta: float, tolerance: float, verdict: str, reason: str) -> dict:
+    """One line of the table."""
+    numbers = {"ours": ours.mean, "sd": ours.sd, "n": ours.n, "ci95": ours.ci95, "delta": delta, "tolerance": tolerance}
+    rounded = {key: "" if math.isnan(value) else round(value, 2) for key, value in numbers.items()}
+    return {"claim": claim, "paper": paper, **rounded, "verdict": verdict, "reason": reason}
+
+
+def not_run(claim: str, paper: str, reason: str) -> dict:
+    """A line without a measurement."""
+    return dict.fromkeys(COLUMNS, "") | {"claim": claim, "paper": paper, "verdict": "not run", "reason": reason}
+
+
+# ---------------------------------------------------------------- the claims
+def one_calibration(main: Runs, **_) -> tuple[Estimate, str]:
+    """PTMQ minus rounding to nearest with the same step sizes, at the width where it gains least."""
+    gains = {width: main.difference(("ptmq", width), ("nearest_mse", width)) for width in main.groups}
+    worst = min(gains, key=lambda width: gains[width].mean)
+    best = max(gains, key=lambda width: gains[width].mean)
+    return gains[worst], f"least gain over nearest, at {worst}; most at {best}: {gains[best].mean:+.2f}"
+
+
+def near_single_width(width: str) -> Callable:
+    """PTMQ minus QDrop calibrated for that width alone."""
+    return lambda main, **_: (
+        main.difference(("ptmq", width), ("qdrop", width)),
+        "PTMQ minus QDrop, same step sizes, CIFAR-10",
+    )
+
+
+def gd_gain(width: str) -> Callable:
+    """The form of figure 1 minus no GD-Loss."""
+
+    def gain(ablations: Runs, **_) -> tuple[Estimate, str]:
+        later = ablations.difference(("ptmq", width), ("ptmq", width, "gd_none"))
+        figure1 = ablations.difference(("ptmq", width, "gd_figure1"), ("ptmq", width, "gd_none"))
+        return figure1, f"figure-1 form minus no GD-Loss, γ = 1; the later form: {later.mean:+.2f}"
+
+    return gain
+
+
+def gd_more_at_low(ablations: Runs, **_) -> tuple[Estimate, str]:
+    """Gain at 3 bits minus gain at 5 bits."""
+    gains = [
+        ablations.of("ptmq", width, "gd_figure1") - ablations.of("ptmq", width, "gd_none") for width in ("W3A3", "W5A5")
+    ]
+    return estimate(list((gains[0] - gains[1]).dropna())), "gain at W3A3 minus gain at W5A5, figure-1 form"
+
+
+def case3_best(ablations: Runs, **_) -> tuple[Estimate, str]:
+    """Case 3 minus the best other case at 3 bits."""
+    others = {case: ablations.difference(("ptmq", "W3A3"), ("ptmq", "W3A3", f"mfm_{case}")) for case in ("1", "2")}
+    hardest = min(others, key=lambda case: others[case].mean)
+    unmixed = ablations.difference(("ptmq", "W3A3"), ("ptmq", "W3A3", "mfm_none"))
+    return others[hardest], f"case 3 minus case {hardest} at W3A3; minus no mixing: {unmixed.mean:+.2f}"
+
+
+def verdicts(published: dict, main: Runs, ablations: Runs, switching: list[dict]) -> list[dict]:
+    """Every claim that can be tested."""
+    claims = published["claims"]
+    rows = []
+
+    def add(name: str, measure: Callable, tolerance: float, least: float | None = None) -> None:
+        claim = claims[name]
+        paper = claim.get("value")
+        said = f"{paper:+g}" if paper is not None else "yes"
+        try:
+            ours, reason = measure(main=main, ablations=ablations)
+        except Missing as missing:
+            rows.append(not_run(claim["text"], said, str(missing)))
+            return
+        if least is None:
+            verdict, delta = judge_value(ours, paper, tolerance), ours.mean - paper
+        else:
+            verdict, delta = judge_side(ours, least), ours.mean - least
+        rows.append(row(claim["text"], said, ours, delta, tolerance, verdict, reason))
+
+    add("one_calibration", one_calibration, NOISE, least=-NOISE)
+    add("mfm_case3_best", case3_best, 0, least=0)
+    add("gd_gain_w3a3", gd_gain("W3A3"), POINT)
+    add("gd_gain_w5a5", gd_gain("W5A5"), POINT / 2)
+    add("gd_more_at_low_widths", gd_more_at_low, 0, least=0)
+    add("near_single_width_w3a3", near_single_width("W3A3"), POINT)
+    add("near_single_width_w4a4", near_single_width("W4A4"), POINT)
+    rows.append(recalibration(claims["no_recalibration"], switching))
+    rows.append(
+        not_run(
+            claims["speed_up"]["text"],
+            f"{claims['speed_up']['value']} x",
+            "needs a multi-bit method that is trained, in the same run",
+        )
+    )
+    return rows
+
+
+def recalibration(claim: dict, switching: list[dict]) -> dict:
+    """Images needed to switch the network."""
+    if not switching:
+        return not_run(claim["text"], "0 images", "needs the mixed-precision stage")
+    images = estimate([part["switch_images"] for part in switching])
+    ms = estimate([part["switch_ms"] for part in switching])
+    adaptive = switching[0]
+    reason = (
+        f"a switch takes {ms.mean:.2g} ms; AdaptiveBN would take {adaptive['adaptive_bn_images']:,} images "
+        f"and {adaptive['adaptive_bn_ms'] / 1000:.3g} s"
+    )
+    return row(claim["text"], "0 images", images, images.mean, 0, "match" if images.mean == 0 else "off", reason)
+
+
+def cells(published: dict, runs: pd.DataFrame) -> list[dict]:
+    """Published accuracies of networks, methods and images that were run here, and PTMQ's own ones that were not."""
+    found = []
+    datasets = set(runs.dataset.dropna())
+    for entry in published["accuracy"]:
+        ours = Runs(runs, entry["backbone"]) if entry.get("dataset", "imagenet") in datasets else None
+        for width, paper in entry["top1"].items():
+            claim = f"{entry['method']} on {entry['backbone']}, {width}"
+            try:
+                if ours is None or "note" in entry:
+                    raise Missing("needs ImageNet" if ours is None else entry["note"])
+                mine = estimate(list(ours.of(entry["method"], width)))
+            except Missing as missing:
+                if entry["method"] == "ptmq":
+                    found.append(not_run(claim, f"{paper:.2f}", str(missing)))
+                continue
+            delta = mine.mean - paper
+            verdict = "match" if abs(delta) <= CELL else "near" if abs(delta) <= 3 * CELL else "off"
+            found.append(
+                row(claim, f"{paper:.2f}", mine, delta, CELL, verdict, f"{entry['source']}, {entry['certainty']}")
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--published", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--ablations", type=Path)
+    parser.add_argument("--mixed", type=Path, nargs="*", default=[])
+    parser.add_argument("--backbone", required=True, help="the network that the claims are tested on")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    published = yaml.safe_load(args.published.read_text())
+    runs = pd.read_csv(args.runs)
+    ablations = pd.read_csv(args.ablations) if args.ablations else runs
+    switching = [json.loads(path.read_text())["switching"] for path in args.mixed]
+    rows = verdicts(published, Runs(runs, args.backbone), Runs(ablations, args.backbone), switching)
+    rows += cells(published, runs)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write(pd.DataFrame(rows, columns=COLUMNS), args.out / "verdict", by=None)
+
+
+if __name__ == "__main__":
+    main()
