@@ -16,6 +16,8 @@ include: "workflow/rules/quantize.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/ablations.smk"
+include: "workflow/rules/mixed.smk"
+include: "workflow/rules/verdict.smk"
 
 
 check_rules()
@@ -28,6 +30,8 @@ rule all:
         f"{OUT}/runs.csv",
         TABLES,
         FIGURES,
+        FRONTIER if MIXED else [],
+        VERDICT,
         f"{OUT}/mlflow.json",
 
 
