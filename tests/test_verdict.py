@@ -1,0 +1,110 @@
+"""The verdict: intervals, judgements, published numbers, missing runs."""
+
+import math
+
+import jsonschema
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+from test_report import script
+
+PUBLISHED = ROOT / "workflow" / "published.yaml"
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    import sys
+
+    sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+    import intervals
+    import verdict
+
+    sys.path.pop(0)
+    return intervals, verdict
+
+
+def test_published_numbers_keep_to_their_schema():
+    published = yaml.safe_load(PUBLISHED.read_text())
+    schema = yaml.safe_load((ROOT / "workflow/schemas/published.schema.yaml").read_text())
+    jsonschema.Draft202012Validator(schema).validate(published)
+    for entry in [*published["accuracy"], *published["cost"], *published["claims"].values()]:
+        assert entry["source"] in published["sources"] and entry["certainty"] in published["certainty"]
+
+
+def test_an_interval_is_students(scripts):
+    intervals, _ = scripts
+    found = intervals.estimate([1.0, 2.0, 3.0])
+    assert (found.mean, found.sd, found.n) == (2, 1, 3)
+    assert found.ci95 == pytest.approx(4.302653 / math.sqrt(3))  # t(0.975, 2 degrees of freedom)
+    assert math.isnan(intervals.estimate([1.0]).ci95) and str(intervals.estimate([1.0])) == "1.00"
+
+
+@pytest.mark.parametrize("values, paper, tolerance, expected", [
+    ([2.5, 3.5], 3, 1, "match"), ([1.0, 1.2], 3, 1, "near"), ([-0.5, -0.6], 3, 1, "off"),
+])  # fmt: skip
+def test_a_value_is_judged_by_tolerance_and_sign(scripts, values, paper, tolerance, expected):
+    intervals, verdict = scripts
+    assert verdict.judge_value(intervals.estimate(values), paper, tolerance) == expected
+
+
+@pytest.mark.parametrize(
+    "values, expected", [([1.0, 1.1, 1.2], "match"), ([-1.0, 0.2, 1.0], "near"), ([-1.0, -1.1, -1.2], "off")]
+)
+def test_a_side_is_judged_by_the_interval(scripts, values, expected):
+    intervals, verdict = scripts
+    assert verdict.judge_side(intervals.estimate(values), 0) == expected
+
+
+def runs(path, rows) -> None:
+    lines = [
+        {"backbone": "resnet20", "dataset": "cifar10", "method": method, "variant": variant, "w_bits": bits, "a_bits": bits,
+         "seed": seed, "top1": top1, "status": "done", "in_groups": True}
+        for method, variant, bits, seed, top1 in rows
+    ]  # fmt: skip
+    pd.DataFrame(lines).to_csv(path, index=False)
+
+
+def table(tmp_path, rows) -> pd.DataFrame:
+    runs(tmp_path / "runs.csv", rows)
+    done = script(
+        "verdict",
+        "--published",
+        PUBLISHED,
+        "--runs",
+        tmp_path / "runs.csv",
+        "--backbone",
+        "resnet20",
+        "--out",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    return pd.read_csv(tmp_path / "verdict.csv", keep_default_na=False).set_index("claim")
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    """The methods' own spread is large, the difference is the same for every seed."""
+    rows = [("ptmq", "default", 3, seed, 80.0 + 3 * seed) for seed in range(3)]
+    rows += [("qdrop", "default", 3, seed, 81.0 + 3 * seed) for seed in range(3)]
+    line = table(tmp_path, rows).loc["ResNet-18 at W3A3: 64.92 against QDrop's 65.68"]
+    assert (float(line.ours), float(line.sd), float(line.n), line.verdict) == (-1.0, 0.0, 3, "match")
+    assert float(line.delta) == pytest.approx(-1 + 0.76)
+
+
+def test_what_was_not_run_says_what_it_needs(tmp_path):
+    found = table(tmp_path, [("ptmq", "default", 3, 0, 80.0), ("nearest_mse", "default", 3, 0, 70.0)])
+    assert list(found.columns) == ["paper", "ours", "sd", "n", "ci95", "delta", "tolerance", "verdict", "reason"]
+    assert found.loc["one calibration serves all bit-widths", "verdict"] == "match"
+    line = found.loc["case 3 is the best of the mixer's cases"]
+    assert line.verdict == "not run" and line.reason == "needs ptmq (mfm_1) at W3A3" and line.ours == ""
+    assert found.loc["ptmq on resnet18, W4A4", "verdict"] == "not run"
+    assert found.loc["ptmq on resnet18, W4A4", "paper"] == "67.57"
+
+
+def test_the_group_wise_distillation_claim_is_judged_either_way(tmp_path):
+    rows = [("ptmq", variant, bits, seed, top1 + seed) for seed in (0, 1) for variant, bits, top1 in (
+        ("default", 3, 85.0), ("gd_none", 3, 83.0), ("gd_figure1", 3, 85.8), ("default", 5, 90.0), ("gd_none", 5, 90.0), ("gd_figure1", 5, 90.1))]  # fmt: skip
+    found = table(tmp_path, rows)
+    assert found.loc["GD-Loss adds about 3 points at 3 bits", ["ours", "verdict"]].tolist() == ["2.8", "match"]
+    assert found.loc["GD-Loss adds about 1 point at 5 bits", "verdict"] == "near"
+    assert found.loc["GD-Loss helps more at 3 bits than at 5", "verdict"] == "match"
