@@ -135,6 +135,11 @@ class Learner:
             quantizer.keep_steps_positive()
         return loss.detach()
 
+    def rounding_histogram(self) -> list[int]:
+        """How many soft rounding values lie in each part of [0, 1], all layers together; empty where there are none."""
+        counts = [layer.relaxation.histogram() for layer in self.relaxed]
+        return [int(n) for n in sum(counts)] if counts and counts[0] is not None else []
+
     def finish(self) -> None:
         """Make the rounding hard and stop dropping."""
         for layer in self.relaxed:
@@ -158,7 +163,7 @@ class Learner:
 
 
 def learn(learner: Learner, progress: Callable[[str, int, float], None]) -> list[float]:
-    """Run all steps of a learner; afterwards the unit's rounding is hard. Returns the loss at CURVE_POINTS steps."""
+    """Run all steps of a learner; returns the loss at CURVE_POINTS steps."""
     steps, name, curve = learner.settings.steps, learner.unit.name, []
     every = math.ceil(steps / CURVE_POINTS)
     for step in range(1, steps + 1):
@@ -171,7 +176,6 @@ def learn(learner: Learner, progress: Callable[[str, int, float], None]) -> list
                     f"calibration images for NaN, or lower lr_rounding ({learner.settings.lr_rounding})."
                 )
         progress(name, 1, curve[-1] if curve else math.nan)
-    learner.finish()
     return curve
 
 
@@ -193,7 +197,7 @@ def reconstruct(
     images: (count, ...) calibration images on the model's device · checkpoint: written after everything that
     is learned at a time; a later call continues from it · progress: called with the unit, the steps done since
     the last call and the loss. Returns one record a unit (or layer, where a phase learns layers): name,
-    steps, loss curve, error before and after by width.
+    steps, loss curve, histogram of h(V) before and after, error before and after by width.
     """
     images = images.contiguous(memory_format=memory_format(images))
     done = checkpoint.load(model) if checkpoint else []
@@ -213,11 +217,12 @@ def reconstruct(
                 importance = phase.importance(part, model.units[position + 1 :], features)
                 if importance is not None and part is not unit:
                     raise InputError(f"{type(phase).__name__}.importance is for whole units. Leave it out, or `parts`.")
-                random = Random(seed, number, images.device)
-                curve = learn(Learner(part, phase, features, random, importance), progress)
-                after = reconstruction_error(part, features)
-                entry = {"unit": part.name, "steps": phase.settings.steps, "loss": curve}
-                records.append(entry | {"error_before": before, "error_after": after})
+                learner = Learner(part, phase, features, Random(seed, number, images.device), importance)
+                entry = {"unit": part.name, "steps": phase.settings.steps, "h_before": learner.rounding_histogram()}
+                entry |= {"loss": learn(learner, progress), "h_after": learner.rounding_histogram()}
+                learner.finish()
+                entry |= {"error_before": before, "error_after": reconstruction_error(part, features)}
+                records.append(entry)
                 if checkpoint:
                     checkpoint.save(model, records)
             fp, quantized = whole.target, propagate_all(unit, quantized)

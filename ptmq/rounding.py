@@ -12,6 +12,7 @@ from ptmq.errors import one_of
 from ptmq.fake_quant import dequantize, levels
 
 GAMMA, ZETA = -0.1, 1.1  # the stretch that lets h(V) reach 0 and 1 (AdaRound, eq. 23)
+BINS = 20  # of the histogram of h(V)
 INITIAL = ("lowest", "mean", "zero")
 
 
@@ -51,6 +52,10 @@ class Relaxation(nn.Module):
     def hard(self) -> Tensor:
         """What is added to floor(weight / step) + zero_point, an integer tensor: (1 or widths, *weight.shape)."""
         raise NotImplementedError
+
+    def histogram(self) -> Tensor | None:
+        """How many soft rounding values lie in each BINS-th of [0, 1], (BINS,); None where there is no such value."""
+        return None
 
 
 class AdaptiveRounding(Relaxation):
@@ -92,6 +97,10 @@ class AdaptiveRounding(Relaxation):
         """R in {0, 1}, int8, with a leading axis of length 1: one R for all widths, (1, *weight.shape)."""
         return (self.v.detach() >= 0).to(torch.int8).unsqueeze(0)
 
+    def histogram(self) -> Tensor:
+        """Of h(V)."""
+        return torch.histc(rectified_sigmoid(self.v.detach()), BINS, 0, 1)
+
 
 class RoundingPerWidth(Relaxation):
     """One V for every width, learned side by side: what sharing costs. Arguments as for AdaptiveRounding."""
@@ -116,3 +125,7 @@ class RoundingPerWidth(Relaxation):
     def hard(self) -> Tensor:
         """R in {0, 1}, int8, (widths, *weight.shape)."""
         return torch.cat([rounding.hard() for rounding in self.each.values()])
+
+    def histogram(self) -> Tensor:
+        """Of h(V), all widths together."""
+        return sum(rounding.histogram() for rounding in self.each.values())

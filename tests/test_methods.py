@@ -309,3 +309,13 @@ def test_the_code_hash_covers_what_a_method_derives_from(tmp_path, monkeypatch):
         parent = importlib.import_module("parent_of_a_method").Parent
         hashes.append(code_hash(type("Child", (METHODS["qdrop"], parent), {"__module__": "baselines.qdrop"})))
     assert hashes[0] != hashes[1]
+
+
+def test_the_record_shows_how_far_the_rounding_was_pushed(images):
+    _, records = calibrated("ptmq", images, steps=200)
+    for record in records:
+        before, after = record["h_before"], record["h_after"]
+        assert sum(before) == sum(after) > 0 and len(before) == 20
+        assert after[0] + after[-1] > before[0] + before[-1], "h(V) ends nearer to 0 and 1"
+    _, records = calibrated("flexround", images)
+    assert all(record["h_before"] == [] for record in records)
