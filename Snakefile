@@ -14,10 +14,10 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/report.smk"
-include: "workflow/rules/ablations.smk"
 include: "workflow/rules/mixed.smk"
+include: "workflow/rules/ablations.smk"
 include: "workflow/rules/verdict.smk"
+include: "workflow/rules/report.smk"
 
 
 check_rules()
@@ -30,6 +30,8 @@ rule all:
         f"{OUT}/runs.csv",
         TABLES,
         FIGURES,
+        BLOCKS,
+        COST,
         FRONTIER if MIXED else [],
         VERDICT,
         f"{OUT}/mlflow.json",

@@ -3,6 +3,10 @@
 TABLES = expand(f"{OUT}/tables/{{table}}.{{ext}}", table=["accuracy", "divergence", "cost"], ext=["csv", "md", "tex"])
 FIGURES = expand(f"{OUT}/figures/accuracy.{{ext}}", ext=["pdf", "svg", "png"])
 
+BLOCKS = expand(f"{OUT}/figures/{{figure}}.{{ext}}", figure=["blocks", "rounding"], ext=["pdf", "svg", "png"])
+COST = expand(f"{OUT}/figures/cost.{{ext}}", ext=["pdf", "svg", "png"])
+LEARNED = [name for name, run in RUNS.items() if run.variant == "default" and not run.method.startswith("nearest")]
+
 
 rule collect:
     # One tidy row a backbone, method, variant, width and seed.
@@ -54,12 +58,48 @@ rule figures:
         "python workflow/scripts/figures.py --runs {input.runs} --out {params.folder} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
+rule blocks:
+    input:
+        records=expand(f"{OUT}/records/{{name}}.json", name=LEARNED),
+        code=[f"workflow/scripts/{name}.py" for name in ("blocks", "style")],
+    output:
+        report(BLOCKS, category="Figures", caption="../captions/blocks.rst"),
+    log:
+        f"{OUT}/logs/blocks.log",
+    conda:
+        "../../environment.yml"
+    params:
+        root=OUT,
+        names=" ".join(LEARNED),
+        folder=lambda wildcards, output: os.path.dirname(output[0]),
+    shell:
+        "python workflow/scripts/blocks.py --root {params.root} --out {params.folder} {params.names} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+
+
+rule cost:
+    input:
+        runs=rules.collect.output,
+        code=[f"workflow/scripts/{name}.py" for name in ("cost", "style", "tables")],
+    output:
+        report(COST, category="Figures", caption="../captions/cost.rst"),
+    log:
+        f"{OUT}/logs/cost.log",
+    conda:
+        "../../environment.yml"
+    params:
+        folder=lambda wildcards, output: os.path.dirname(output[0]),
+    shell:
+        "python workflow/scripts/cost.py --runs {input.runs} --out {params.folder} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+
+
 rule mlflow:
     # One process logs all records: a record that is there already is left alone.
     input:
         records=RECORDS,
         tables=TABLES,
-        figures=FIGURES,
+        figures=FIGURES + BLOCKS + COST,
+        verdict=VERDICT,
+        frontier=FRONTIER if MIXED else [],
         code="workflow/scripts/log_mlflow.py",
     output:
         f"{OUT}/mlflow.json",
@@ -73,7 +113,7 @@ rule mlflow:
         profile=PROFILE["profile"],
     shell:
         "python workflow/scripts/log_mlflow.py --root {params.root} --uri {params.uri:q} --experiment {params.profile} --out {output}"
-        " --artifacts {input.tables} {input.figures} --records {input.records} > {log} 2>&1"
+        " --artifacts {input.tables} {input.figures} {input.verdict} {input.frontier} --records {input.records} > {log} 2>&1"
         " || {{ tail -n 5 {log} >&2; exit 1; }}"
 
 
