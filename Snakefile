@@ -30,10 +30,6 @@ rule all:
         f"{OUT}/runs.csv",
         TABLES,
         FIGURES,
-        BLOCKS,
-        COST,
-        FRONTIER if MIXED else [],
-        VERDICT,
         f"{OUT}/mlflow.json",
 
 

@@ -1,35 +1,5 @@
 # One rule an ablation: the runs of the profile's PTMQ variants whose name begins with it, beside the default.
 
-ABLATIONS = ("mfm", "gd", "groups", "rounding", "budget")
-
-
-def ablation_runs(ablation):
-    """Names of the runs that an ablation compares: the default, its variants, and rounding to nearest as the floor."""
-    return [
-        name
-        for name, run in RUNS.items()
-        if (run.method == "ptmq" and (run.variant == "default" or run.variant.startswith(f"{ablation}_")))
-        or run.method == "nearest_mse"
-    ]
-
-
-def has_ablation(ablation):
-    """Whether the profile has variants of it."""
-    return any(run.method == "ptmq" and run.variant.startswith(f"{ablation}_") for run in RUNS.values())
-
-
-def ablation_records(ablation):
-    """Their run records; none where the profile has no such variant."""
-    return expand(f"{OUT}/records/{{name}}.json", name=ablation_runs(ablation)) if has_ablation(ablation) else []
-
-
-def ablation_outputs(ablation):
-    """Table and figure of an ablation."""
-    return expand(f"{OUT}/tables/ablation_{ablation}.{{ext}}", ext=["csv", "md", "tex"]) + expand(
-        f"{OUT}/figures/ablation_{ablation}.{{ext}}", ext=["pdf", "svg", "png"]
-    )
-
-
 ABLATION_CODE = [f"workflow/scripts/{name}.py" for name in ("ablation", "collect", "intervals", "style", "tables")]
 
 
@@ -44,7 +14,7 @@ rule ablation_mfm:
     conda:
         "../../environment.yml"
     params:
-        root=OUT,
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
         name="mfm",
         names=" ".join(ablation_runs("mfm")),
     shell:
@@ -60,7 +30,7 @@ use rule ablation_mfm as ablation_gd with:
     log:
         f"{OUT}/logs/ablation_gd.log",
     params:
-        root=OUT,
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
         name="gd",
         names=" ".join(ablation_runs("gd")),
 
@@ -74,7 +44,7 @@ use rule ablation_mfm as ablation_groups with:
     log:
         f"{OUT}/logs/ablation_groups.log",
     params:
-        root=OUT,
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
         name="groups",
         names=" ".join(ablation_runs("groups")),
 
@@ -88,7 +58,7 @@ use rule ablation_mfm as ablation_rounding with:
     log:
         f"{OUT}/logs/ablation_rounding.log",
     params:
-        root=OUT,
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
         name="rounding",
         names=" ".join(ablation_runs("rounding")),
 
@@ -102,7 +72,7 @@ use rule ablation_mfm as ablation_budget with:
     log:
         f"{OUT}/logs/ablation_budget.log",
     params:
-        root=OUT,
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
         name="budget",
         names=" ".join(ablation_runs("budget")),
 

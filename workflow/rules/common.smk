@@ -131,4 +131,34 @@ def spec(wildcards):
     return RUNS[RUN.format(**wildcards)].to_json()
 
 
+ABLATIONS = ("mfm", "gd", "groups", "rounding", "budget")
+
+
+def ablation_runs(ablation):
+    """Names of the runs that an ablation compares: the default, its variants, and rounding to nearest as the floor."""
+    return [
+        name
+        for name, run in RUNS.items()
+        if (run.method == "ptmq" and (run.variant == "default" or run.variant.startswith(f"{ablation}_")))
+        or run.method == "nearest_mse"
+    ]
+
+
+def has_ablation(ablation):
+    """Whether the profile has variants of it."""
+    return any(run.method == "ptmq" and run.variant.startswith(f"{ablation}_") for run in RUNS.values())
+
+
+def ablation_records(ablation):
+    """Their run records; none where the profile has no such variant."""
+    return expand(f"{OUT}/records/{{name}}.json", name=ablation_runs(ablation)) if has_ablation(ablation) else []
+
+
+def ablation_outputs(ablation):
+    """Table and figure of an ablation."""
+    return expand(f"{OUT}/tables/ablation_{ablation}.{{ext}}", ext=["csv", "md", "tex"]) + expand(
+        f"{OUT}/figures/ablation_{ablation}.{{ext}}", ext=["pdf", "svg", "png"]
+    )
+
+
 REPORTED = " ".join(f"{name}:{','.join(RUNS[name].widths if name in RUNS else ['W32A32'])}" for name in NAMES)

@@ -45,6 +45,6 @@ rule frontier:
     conda:
         "../../environment.yml"
     params:
-        root=OUT,
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
     shell:
         "python workflow/scripts/frontier.py --out {params.root} --records {input.records} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

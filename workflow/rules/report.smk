@@ -45,7 +45,7 @@ rule tables:
 rule figures:
     input:
         runs=rules.collect.output,
-        code="workflow/scripts/figures.py",
+        code=[f"workflow/scripts/{name}.py" for name in ("figures", "style")],
     output:
         report(FIGURES, category="Figures", caption="../captions/accuracy.rst"),
     log:
@@ -69,7 +69,7 @@ rule blocks:
     conda:
         "../../environment.yml"
     params:
-        root=OUT,
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
         names=" ".join(LEARNED),
         folder=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
@@ -97,9 +97,7 @@ rule mlflow:
     input:
         records=RECORDS,
         tables=TABLES,
-        figures=FIGURES + BLOCKS + COST,
-        verdict=VERDICT,
-        frontier=FRONTIER if MIXED else [],
+        figures=FIGURES,
         code="workflow/scripts/log_mlflow.py",
     output:
         f"{OUT}/mlflow.json",
@@ -113,7 +111,7 @@ rule mlflow:
         profile=PROFILE["profile"],
     shell:
         "python workflow/scripts/log_mlflow.py --root {params.root} --uri {params.uri:q} --experiment {params.profile} --out {output}"
-        " --artifacts {input.tables} {input.figures} {input.verdict} {input.frontier} --records {input.records} > {log} 2>&1"
+        " --artifacts {input.tables} {input.figures} --records {input.records} > {log} 2>&1"
         " || {{ tail -n 5 {log} >&2; exit 1; }}"
 
 
