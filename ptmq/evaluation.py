@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ptmq import record
 from ptmq.backbones import get_backbone
-from ptmq.bits import FULL_PRECISION
+from ptmq.bits import FP, FULL_PRECISION
 from ptmq.calibration import open_images
 from ptmq.config import FP32
 from ptmq.datasets import Images
@@ -75,6 +75,16 @@ def load_outputs(path: Path, backbone: str, split: str) -> Tensor:
     return tensors["log_probabilities"]
 
 
+def outputs_of_fp(
+    model: MultiBitModel, fp_outputs: Path | None, backbone: str, split: str, images: Images, device: torch.device
+) -> Tensor:
+    """The FP network's log-probabilities: those of the file, or without one those of the model at its FP width."""
+    if fp_outputs:
+        return load_outputs(fp_outputs, backbone, split)
+    model.set_bits(FP, FP)
+    return log_probabilities(model, images, device)
+
+
 def evaluate_fp(
     backbone: str, weights: Path, split: str, fp_outputs: Path | None, data_dir: str | None, device: torch.device
 ) -> dict[str, Any]:
@@ -119,12 +129,11 @@ def evaluate_model(
     backbone = info["run"]["backbone"]
     images, _ = open_images(backbone, split, data_dir)
     model.to(device)
-    fp = load_outputs(fp_outputs, backbone, split) if fp_outputs else log_probabilities(model, images, device)
+    fp = outputs_of_fp(model, fp_outputs, backbone, split, images, device)
     switches = {width: partial(model.set_bits, width.weight, width.activation) for width in model.widths}
     scores = score(model, switches, images, fp, device)
     lines = [record.result(width, right, len(images), kl) for width, (right, kl) in scores.items()]
-    fp_top1 = record.result(FULL_PRECISION, count_correct(fp, images), len(images), kl=0.0)["top1"]
-    return _record(info, split, lines, fp_top1, start)
+    return _record(info, split, lines, record.top1(count_correct(fp, images), len(images)), start)
 
 
 def _record(info: dict[str, Any], split: str, lines: list, fp_top1: float, start: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ptmq.bits import BitWidth
 from ptmq.calibration import calibration_index, open_images
 from ptmq.config import Run
 from ptmq.errors import require
-from ptmq.evaluation import count_correct, load_outputs, log_probabilities, score
+from ptmq.evaluation import count_correct, outputs_of_fp, score
 from ptmq.files import sha256
 from ptmq.mixed_precision import Assignment, Choices
 from ptmq.multibit import MultiBitModel
@@ -43,10 +43,10 @@ def budgets(model: MultiBitModel) -> list[float]:
     return [low + (high - low) * i / (POINTS + 1) for i in range(1, POINTS + 1)]
 
 
-def assignments(model: MultiBitModel, choices: Choices) -> dict[str, Assignment]:
-    """What is scored: every uniform width, and the best assignment of every budget."""
-    uniform = {f"uniform {width}": dict.fromkeys(choices.sensitivity, width) for width in model.widths}
-    return uniform | {f"mixed {bits:.2f}": mixed_precision.search(choices, bits) for bits in budgets(model)}
+def assignments(model: MultiBitModel, choices: Choices) -> dict[tuple[str, str], Assignment]:
+    """What is scored, by kind and budget: every uniform width, and the best assignment of every budget."""
+    uniform = {("uniform", str(width)): dict.fromkeys(choices.sensitivity, width) for width in model.widths}
+    return uniform | {("mixed", f"{bits:.2f}"): mixed_precision.search(choices, bits) for bits in budgets(model)}
 
 
 def median_ms(switch: Callable[[int], None], repeats: int) -> float:
@@ -103,15 +103,15 @@ def frontier(
     calibration = calibration.to(device)
     choices = mixed_precision.measure(model, calibration)
     chosen = assignments(model, choices)
-    fp = load_outputs(fp_outputs, run.backbone, split) if fp_outputs else log_probabilities(model, images, device)
-    switches = {name: partial(mixed_precision.apply, model, assignment) for name, assignment in chosen.items()}
+    fp = outputs_of_fp(model, fp_outputs, run.backbone, split, images, device)
+    switches = {key: partial(mixed_precision.apply, model, assignment) for key, assignment in chosen.items()}
     points = []
-    for name, (right, kl) in score(model, switches, images, fp, device).items():
-        assignment = chosen[name]
+    for key, (right, kl) in score(model, switches, images, fp, device).items():
+        (kind, budget), assignment = key, chosen[key]
         points.append({
-            "kind": name.split()[0], "budget": name.split()[1],
+            "kind": kind, "budget": budget,
             "average_bits": round(choices.average_bits(assignment), 4),
-            "kib": round(kibibytes(model, assignment), 2), "top1": round(100 * right / len(images), 4),
+            "kib": round(kibibytes(model, assignment), 2), "top1": record.top1(right, len(images)),
             "kl": round(kl, 6), "expected_kl": round(choices.cost(assignment), 6), "correct": right,
             "images": len(images),
             "assignment": {unit: str(width) for unit, width in assignment.items()},
@@ -120,7 +120,7 @@ def frontier(
     return {
         "format": record.FORMAT,
         "split": split,
-        "fp_top1": round(100 * count_correct(fp, images) / len(images), 4),
+        "fp_top1": record.top1(count_correct(fp, images), len(images)),
         "points": points,
         "sensitivity": {u: {str(w): kl for w, kl in widths.items()} for u, widths in choices.sensitivity.items()},
         "switching": switching(model, network, calibration),

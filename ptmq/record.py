@@ -72,13 +72,18 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def top1(correct: int, images: int) -> float:
+    """Accuracy in percent, as records keep it."""
+    return round(100 * correct / images, 4)
+
+
 def result(width: BitWidth, correct: int, images: int, kl: float) -> dict[str, Any]:
     """Accuracy at one width, top1 in percent, and the mean KL divergence from the FP network's output, in nats."""
     return {
         "width": str(width),
         "w_bits": width.weight,
         "a_bits": width.activation,
-        "top1": round(100 * correct / images, 4),
+        "top1": top1(correct, images),
         "kl": round(kl, 6),
         "correct": correct,
         "images": images,

@@ -40,9 +40,10 @@ def check_profile():
 
     It takes seconds, because the methods import torch; a mistake is told before anything is planned.
     """
+    state = {"profile": PROFILE, "code": code_state()}
     if os.path.exists(CHECKED):
         with open(CHECKED) as file:
-            if json.load(file) == {"profile": PROFILE, "code": code_state()}:
+            if json.load(file) == state:
                 return
     done = subprocess.run(
         [sys.executable, "-m", "ptmq", "check", "--json", json.dumps(PROFILE)],
@@ -54,7 +55,7 @@ def check_profile():
         raise WorkflowError(done.stderr.strip().removeprefix("error: "))
     os.makedirs(os.path.dirname(CHECKED), exist_ok=True)
     with open(CHECKED, "w") as file:
-        json.dump({"profile": PROFILE, "code": code_state()}, file)
+        json.dump(state, file)
 
 
 check_profile()

@@ -45,7 +45,7 @@ rule tables:
 rule figures:
     input:
         runs=rules.collect.output,
-        code=[f"workflow/scripts/{name}.py" for name in ("figures", "style")],
+        code=[f"workflow/scripts/{name}.py" for name in ("figures", "style", "tables")],
     output:
         report(FIGURES, category="Figures", caption="../captions/accuracy.rst"),
     log:

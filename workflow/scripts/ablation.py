@@ -14,7 +14,7 @@ import pandas as pd
 from collect import rows_of_record
 from intervals import Estimate, estimate
 from style import save
-from tables import with_width, write
+from tables import mean_sd, with_width, write
 
 SHOWN = 3  # widths in the figure, lowest first
 COLOURS = ("#0072B2", "#E69F00", "#009E73")
@@ -27,16 +27,11 @@ def changes(runs: pd.DataFrame, variant: str, width: str) -> Estimate:
     return estimate(list(at.loc[variant].loc[seeds] - at.loc["default"].loc[seeds]))
 
 
-def cell(values: pd.Series) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
-
-
 def row_of(runs: pd.DataFrame, method: str, variant: str) -> dict:
     """One variant: top-1 at every width, its change at the lowest two, what it was given."""
     part = runs[(runs.method == method) & (runs.variant == variant)]
     row = {"backbone": part.backbone.iloc[0], "method": method, "variant": variant, "seeds": part.seed.nunique()}
-    row |= {width: cell(part[part.width == width].top1) for width in widths_of(runs) if (part.width == width).any()}
+    row |= {width: mean_sd(part[part.width == width].top1) for width in widths_of(runs) if (part.width == width).any()}
     if method == "ptmq" and variant != "default":
         row |= {f"change {width}": str(changes(runs, variant, width)) for width in widths_of(runs)[:2]}
     return row | {"images": part.calibration_images.iloc[0], "s": f"{part.seconds.mean():.0f}"}

@@ -18,7 +18,7 @@ SHOWN = ("W3A3", "W4A4")  # widths of the error's panels, where a record has the
 
 
 def units(root: Path, names: list[str]) -> pd.DataFrame:
-    """One row a record, unit and width, with the error before and after."""
+    """One row a record, unit and width, with the error after learning."""
     rows = []
     for name in names:
         record = json.loads((root / "records" / f"{name}.json").read_text())
@@ -27,7 +27,7 @@ def units(root: Path, names: list[str]) -> pd.DataFrame:
             for width, after in unit["error_after"].items():
                 rows.append({
                     "backbone": run["backbone"], "method": run["method"], "seed": run["seed"], "unit": unit["unit"],
-                    "width": width, "before": unit["error_before"][width], "after": after,
+                    "width": width, "after": after,
                     "h_before": unit.get("h_before") or None, "h_after": unit.get("h_after") or None,
                 })  # fmt: skip
     return pd.DataFrame(rows)

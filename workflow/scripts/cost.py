@@ -3,13 +3,10 @@
 cost.py --runs results/cifar10/runs.csv --out results/cifar10/figures
 """
 
-import argparse
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import OTHER, STYLES, label_of, order, save
-from tables import KEYS, cost, with_width
+from tables import KEYS, cost, runs_and_folder, with_width
 
 WIDTHS = 2  # of the bit groups, lowest first
 
@@ -39,11 +36,7 @@ def draw(axes, runs: pd.DataFrame, seconds: pd.Series, width: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    runs = pd.read_csv(args.runs)
+    runs, out = runs_and_folder(__doc__)
     seconds = cost(runs).set_index(KEYS).seconds_all
     done = with_width(runs[(runs.status == "done")]).astype({"in_groups": bool})
     panels = []
@@ -57,7 +50,7 @@ def main() -> None:
         axis.set_title(f"{backbone}, {width}")
     for axis in axes.flat[len(panels) :]:
         axis.remove()
-    save(figure, args.out / "cost")
+    save(figure, out / "cost")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ One panel a backbone for the widths of its bit groups, and one for the other wid
 The mean over seeds with a band of ± one standard deviation; written as PDF, SVG and PNG.
 """
 
-import argparse
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import OTHER, STYLES, label_of, order, save
+from tables import runs_and_folder
 
 VARIANT_MARKERS = "d<>hp8"
 DEPTH = 30  # points below the ceiling that a panel shows at most
@@ -75,11 +73,7 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    runs = pd.read_csv(args.runs)
+    runs, out = runs_and_folder(__doc__)
     shown = runs[(runs.status == "done") & (runs.method != "fp32")]
     contents = sorted(set(zip(shown.backbone, ~shown.in_groups.astype(bool), strict=True)))
     rows, columns = max(1, -(-len(contents) // 2)), max(1, min(2, len(contents)))
@@ -90,7 +84,7 @@ def main() -> None:
         draw(axes, runs, backbone, in_groups=not beside)
     for axes in panels.flat[len(contents) :]:
         axes.remove()
-    save(figure, args.out / "accuracy")
+    save(figure, out / "accuracy")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import save
-from tables import write
+from tables import mean_sd, write
 
 KINDS = {"uniform": ("#56B4E9", "o", "--"), "mixed": ("#D55E00", "s", "-")}
 COLUMNS = {"average_bits": "average weight bits", "kib": "packed weights [KiB]"}
@@ -33,7 +33,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["backbone", "kind", "budget"]
     means = table.groupby(keys).agg(
         average_bits=("average_bits", "mean"), kib=("kib", "mean"), kl=("kl", "mean"), seeds=("seed", "nunique"),
-        top1=("top1", "mean"), sd=("top1", "std"),
+        top1=("top1", "mean"), sd=("top1", "std"), cell=("top1", mean_sd),
     )  # fmt: skip
     return means.reset_index().sort_values(["backbone", "kind", "average_bits"], ascending=[True, False, True])
 
@@ -44,8 +44,8 @@ def as_text(means: pd.DataFrame) -> pd.DataFrame:
         average_bits=means.average_bits.map("{:.2f}".format),
         kib=means.kib.map("{:.1f}".format),
         kl=means.kl.map("{:.4f}".format),
-        top1=[f"{m:.2f}" + ("" if pd.isna(s) else f" ± {s:.2f}") for m, s in zip(means.top1, means.sd, strict=True)],
-    ).drop(columns="sd")
+        top1=means.cell,
+    ).drop(columns=["sd", "cell"])
 
 
 def draw(axes, means: pd.DataFrame, column: str, fp: float) -> None:

@@ -34,7 +34,12 @@ def cell(group: pd.DataFrame) -> str:
     if len(done) < len(group):
         failed = group[group.status == "failed"]
         return f"failed ({failed.log.iloc[0]})" if len(failed) else "not run"
-    return f"{done.mean():.2f}" + (f" ± {done.std():.2f}" if len(done) > 1 else "")
+    return mean_sd(done)
+
+
+def mean_sd(values: pd.Series) -> str:
+    """The mean, ± the standard deviation where there are several values."""
+    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
 
 
 def with_width(runs: pd.DataFrame) -> pd.DataFrame:
@@ -128,16 +133,21 @@ def _tex(value) -> str:
     return str(value).replace("_", r"\_").replace("±", r"$\pm$")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def runs_and_folder(description: str) -> tuple[pd.DataFrame, Path]:
+    """What the command line of a script names that turns the tidy CSV into files: --runs and --out."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    runs = pd.read_csv(args.runs)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write(accuracy(runs), args.out / "accuracy")
-    write(divergence(runs), args.out / "divergence")
-    write(cost(runs), args.out / "cost")
+    return pd.read_csv(args.runs), args.out
+
+
+def main() -> None:
+    runs, out = runs_and_folder(__doc__)
+    out.mkdir(parents=True, exist_ok=True)
+    write(accuracy(runs), out / "accuracy")
+    write(divergence(runs), out / "divergence")
+    write(cost(runs), out / "cost")
 
 
 if __name__ == "__main__":
