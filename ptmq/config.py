@@ -105,8 +105,11 @@ def _check_names(profile: Mapping[str, Any]) -> None:
         for method in body.get("settings", {}):
             one_of(f"backbones.{backbone}.settings: method", method, methods)
     for method, body in methods.items():
-        for backbone in (body or {}).get("backbones", []):
+        body = body or {}
+        for backbone in body.get("backbones", []):
             one_of(f"methods.{method}.backbones: backbone", backbone, backbones)
+        for backbone in body["widths"] if isinstance(body.get("widths"), Mapping) else []:
+            one_of(f"methods.{method}.widths: backbone", backbone, backbones)
 
 
 def _typed(value: Any) -> Any:
@@ -175,8 +178,10 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
         settings = {**chosen.get("settings", {}), **body.get("settings", {}).get(method, {}), **(changes or {})}
         groups = settings.pop("groups", body["groups"])
         images = settings.pop("calibration_images", profile["calibration_images"])
-        widths = tuple(chosen.get("widths", widths_of(groups)))
-        for seed in body.get("seeds", profile["seeds"]):
+        seeds = settings.pop("seeds", body.get("seeds", profile["seeds"]))
+        widths = chosen.get("widths", {})
+        widths = tuple(widths.get(backbone, widths_of(groups)) if isinstance(widths, Mapping) else widths)
+        for seed in seeds:
             for part in [(w,) for w in widths] if chosen.get("per_width") else [widths]:
                 runs.append(
                     Run(

@@ -56,6 +56,9 @@ def test_every_profile_is_valid(path):
     ("methods/ptmq/setting", {}, "methods.ptmq: key 'setting' is unknown. Did you mean 'settings'?"),
     ("methods/ptmq/backbones", ["digits_resnt"], "methods.ptmq.backbones: backbone 'digits_resnt' is unknown. Did you mean 'digits_resnet'?"),
     ("backbones/digits_resnet/settings", {"ptqm": {"steps": 3}}, "backbones.digits_resnet.settings: method 'ptqm' is unknown. Did you mean 'ptmq'?"),
+    ("methods/nearest_mse", {"widths": {"digits_resnt": ["W3A3"]}}, "methods.nearest_mse.widths: backbone 'digits_resnt' is unknown. Did you mean 'digits_resnet'?"),
+    ("methods/nearest_mse", {"widths": {"digits_resnet": ["W3"]}}, "methods.nearest_mse.widths.digits_resnet.0 must be written like W4A4. Got 'W3'."),
+    ("methods/ptmq/variants", {"once": {"seeds": []}}, "methods.ptmq.variants.once.seeds must be a list of at least 1. Got []."),
     ("methods/ptmq/per_width", "often", "methods.ptmq.per_width must be true or false. Got 'often'."),
 ])  # fmt: skip
 def test_a_wrong_profile_is_one_sentence(path, value, message):
@@ -125,6 +128,21 @@ def test_runs_are_variants_by_seeds_by_widths():
     assert long.settings == {"steps": 9, "regularizer": 0.1} and long.label == "multi" and len(long.widths) == 6
     assert {run.label for run in runs if run.method == "qdrop"} == {"W3A3", "W4A4"}
     assert all(Run.from_json(run.to_json()) == run for run in runs)
+
+
+def test_widths_may_differ_by_backbone_and_seeds_by_variant():
+    profile = changed("methods", {
+        "nearest_mse": {"widths": {"digits_resnet": ["W2A4"]}},
+        "ptmq": {"variants": {"default": {}, "once": {"seeds": [0]}}}})  # fmt: skip
+    profile["seeds"] = [0, 1]
+    runs = all_runs(validate(profile))
+    nearest = {(run.backbone, run.widths) for run in runs if run.method == "nearest_mse"}
+    others = [b for b in profile["backbones"] if b != "digits_resnet"]
+    assert nearest == {("digits_resnet", ("W2A4",))} | {
+        (b, tuple(w for group in profile["backbones"][b]["groups"].values() for w in group)) for b in others
+    }
+    once = [run for run in runs if run.variant == "once"]
+    assert once and {run.seed for run in once} == {0} and all("seeds" not in run.settings for run in once)
 
 
 def test_a_variant_may_have_groups_and_images_of_its_own():
