@@ -11,16 +11,21 @@ if not workflow.config_settings.configfiles:
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/prepare.smk"
-include: "workflow/rules/quantize.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/mixed.smk"
+
+
+if not FROM_RECORDS:
+
+    include: "workflow/rules/prepare.smk"
+    include: "workflow/rules/quantize.smk"
+    include: "workflow/rules/evaluate.smk"
+
+    check_rules()
+
+
+include: "workflow/rules/report.smk"
 include: "workflow/rules/ablations.smk"
 include: "workflow/rules/verdict.smk"
-include: "workflow/rules/report.smk"
-
-
-check_rules()
+include: "workflow/rules/mlflow.smk"
 
 
 rule all:
@@ -28,8 +33,7 @@ rule all:
     input:
         f"{OUT}/profile.json",
         f"{OUT}/runs.csv",
-        TABLES,
-        FIGURES,
+        ARTIFACTS,
         f"{OUT}/mlflow.json",
 
 

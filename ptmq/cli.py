@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("evaluate", evaluate, "top-1 of a calibrated model at all its widths, or of an FP network")
     add(sub, "model", "weights", "backbone", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     sub = command("mixed", mixed, "a width for every block of a multi-bit model: the frontier, and what a switch costs")
-    add(sub, "model", "weights", "split", "fp-outputs", "data-dir", "device", "threads", "out")
+    add(sub, "model", "weights", "average-bits", "kib", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     add(command("check", check, "check a profile and every method's settings"), "profile", "json")
     command("methods", methods, "list the methods and their settings")
     bench = command("bench", benchmark, "time a PTMQ step against the FP passes that it contains")
@@ -77,6 +77,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "json": {"help": "a whole profile as JSON, instead of --profile; what the workflow passes"},
     "weights": {"type": Path, "help": "FP weights (safetensors), from the commands weights or train"},
     "model": {"type": Path, "help": "folder of a calibrated model"},
+    "average-bits": {
+        "type": float,
+        "action": "append",
+        "default": [],
+        "help": "a budget of average weight bits; repeatable",
+    },
+    "kib": {
+        "type": float,
+        "action": "append",
+        "default": [],
+        "help": "a budget of the packed weights' size in KiB; repeatable",
+    },
     "fp-outputs": {"type": Path, "help": "the FP network's outputs: written with --weights, read with --model"},
     "split": {"default": "test", "help": "train, heldout or test"},
     "data-dir": {"help": "data folder; else PTMQ_DATA_DIR, else ./data"},
@@ -263,7 +275,9 @@ def mixed(args: argparse.Namespace) -> None:
 
     required(args, "model", "weights")
     device = torch_device(args.device, args.threads)
-    record = frontier(args.model, args.weights, args.split, args.fp_outputs, args.data_dir, device)
+    record = frontier(
+        args.model, args.weights, args.split, args.fp_outputs, args.data_dir, device, args.average_bits, args.kib
+    )
     write_json(args.out, record)
     for point in record["points"]:
         print(f"{point['kind']:8} {point['average_bits']:.2f} bits  {point['kib']:.0f} KiB  {point['top1']:.2f} %")

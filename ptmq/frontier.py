@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,25 +28,23 @@ REPEATS = 200  # switches that are timed
 BN_BATCHES, BN_BATCH = 100, 128  # what AdaptiveBN re-estimates statistics on at every switch
 
 
-def kibibytes(model: MultiBitModel, assignment: Assignment) -> float:
-    """Size of the packed weights, those of stem and head included, in KiB."""
-    bits = 0
-    for unit in model.units:
-        for layer in unit.layers:
-            bits += layer.weight.numel() * (layer.fixed or assignment[unit.name].weight)
-    return bits / 8 / 1024
-
-
 def budgets(model: MultiBitModel) -> list[float]:
     """Average weight bits to search for, evenly spaced between the lowest and the highest width, both left out."""
     low, high = model.widths[0].weight, model.widths[-1].weight
     return [low + (high - low) * i / (POINTS + 1) for i in range(1, POINTS + 1)]
 
 
-def assignments(model: MultiBitModel, choices: Choices) -> dict[tuple[str, str], Assignment]:
-    """What is scored, by kind and budget: every uniform width, and the best assignment of every budget."""
+def assignments(
+    model: MultiBitModel, choices: Choices, bits: Sequence[float], kib: Sequence[float]
+) -> dict[tuple[str, str], Assignment]:
+    """What is scored, by kind and budget: every uniform width, and the best assignment of every budget.
+
+    bits: budgets in average bits · kib: budgets in size; the standard ones where neither is given.
+    """
+    asked = {f"{size:g} KiB": choices.bits_within(size) for size in kib}
+    asked |= {f"{average:.2f}": average for average in (bits if bits or kib else budgets(model))}
     uniform = {("uniform", str(width)): dict.fromkeys(choices.sensitivity, width) for width in model.widths}
-    return uniform | {("mixed", f"{bits:.2f}"): mixed_precision.search(choices, bits) for bits in budgets(model)}
+    return uniform | {("mixed", name): mixed_precision.search(choices, average) for name, average in asked.items()}
 
 
 def median_ms(switch: Callable[[int], None], repeats: int) -> float:
@@ -87,11 +85,20 @@ def _set(model: MultiBitModel, width: BitWidth) -> None:
 
 
 def frontier(
-    folder: Path, weights: Path, split: str, fp_outputs: Path | None, data_dir: str | None, device: torch.device
+    folder: Path,
+    weights: Path,
+    split: str,
+    fp_outputs: Path | None,
+    data_dir: str | None,
+    device: torch.device,
+    bits: Sequence[float] = (),
+    kib: Sequence[float] = (),
 ) -> dict[str, Any]:
     """The record of a calibrated multi-bit model with a width of its own for every unit.
 
-    weights: its FP network, for the cost of AdaptiveBN · fp_outputs: as for `evaluate_model`.
+    weights: its FP network, for the cost of AdaptiveBN · fp_outputs: as for `evaluate_model` · bits, kib: budgets in
+    average bits of the weights that have a choice, and in KiB of all packed weights; nine standard ones where none is
+    given.
     """
     model, info = load_model(folder)
     require(len(model.widths) > 1, "the model's widths", "two or more to choose from", str(model.widths[0]))
@@ -102,7 +109,7 @@ def frontier(
     model.to(device)
     calibration = calibration.to(device)
     choices = mixed_precision.measure(model, calibration)
-    chosen = assignments(model, choices)
+    chosen = assignments(model, choices, bits, kib)
     fp = outputs_of_fp(model, fp_outputs, run.backbone, split, images, device)
     switches = {key: partial(mixed_precision.apply, model, assignment) for key, assignment in chosen.items()}
     points = []
@@ -111,7 +118,7 @@ def frontier(
         points.append({
             "kind": kind, "budget": budget,
             "average_bits": round(choices.average_bits(assignment), 4),
-            "kib": round(kibibytes(model, assignment), 2), "top1": record.top1(right, len(images)),
+            "kib": round(choices.kib(assignment), 2), "top1": record.top1(right, len(images)),
             "kl": round(kl, 6), "expected_kl": round(choices.cost(assignment), 6), "correct": right,
             "images": len(images),
             "assignment": {unit: str(width) for unit, width in assignment.items()},

@@ -19,20 +19,37 @@ from ptmq.errors import InputError
 from ptmq.features import propagate
 from ptmq.multibit import MultiBitModel, Unit
 
+BITS_OF_KIB = 8 * 1024
 Assignment = dict[str, BitWidth]  # unit name -> width
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What can be chosen: for every unit its number of weights and its sensitivity at every width, in nats."""
+    """What can be chosen: for every unit its number of weights and its sensitivity at every width, in nats.
+
+    fixed_bits: size of the weights that have no choice, those of stem and head.
+    """
 
     weights: Mapping[str, int]
     sensitivity: Mapping[str, Mapping[BitWidth, float]]
+    fixed_bits: int = 0
 
     def average_bits(self, assignment: Assignment) -> float:
-        """Mean weight bits of an assignment, every weight of the units counted once."""
-        total = sum(self.weights.values())
-        return sum(self.weights[unit] * width.weight for unit, width in assignment.items()) / total
+        """Mean weight bits of an assignment, every weight that has a choice counted once."""
+        return sum(self.weights[unit] * width.weight for unit, width in assignment.items()) / self.total
+
+    @property
+    def total(self) -> int:
+        """How many weights have a choice."""
+        return sum(self.weights.values())
+
+    def kib(self, assignment: Assignment) -> float:
+        """Size of the packed weights of the whole network, in KiB."""
+        return (self.fixed_bits + self.total * self.average_bits(assignment)) / BITS_OF_KIB
+
+    def bits_within(self, kib: float) -> float:
+        """The average bits that make the packed weights of the whole network `kib` large."""
+        return (kib * BITS_OF_KIB - self.fixed_bits) / self.total
 
     def cost(self, assignment: Assignment) -> float:
         """Sum of the sensitivities of an assignment, in nats."""
@@ -58,8 +75,11 @@ def measure(model: MultiBitModel, images: Tensor) -> Choices:
                 width: _divergence(fp, _log_probabilities(rest, propagate(unit, x, width))) for width in model.widths
             }
         x = propagate(unit, x, FULL_PRECISION)
-    weights = {unit.name: sum(layer.weight.numel() for layer in unit.layers) for unit in switchable(model)}
-    return Choices(weights, sensitivity)
+    weights = {
+        unit.name: sum(layer.weight.numel() for layer in unit.layers if not layer.fixed) for unit in switchable(model)
+    }
+    fixed_bits = sum(layer.weight.numel() * layer.fixed for layer in model.layers if layer.fixed)
+    return Choices(weights, sensitivity, fixed_bits)
 
 
 def _log_probabilities(units: Sequence[Unit], x: Tensor) -> Tensor:
@@ -77,12 +97,11 @@ def _divergence(fp: Tensor, log_p: Tensor) -> float:
 def search(choices: Choices, average_bits: float) -> Assignment:
     """The assignment of least cost whose weights have at most `average_bits` bits on average.
 
-    Raises InputError where even the lowest widths do not fit.
+    For a budget of size, give `choices.bits_within(kib)`. Raises InputError where even the lowest widths do not fit.
     """
     options = [(unit, width) for unit, widths in choices.sensitivity.items() for width in widths]
     units = list(choices.sensitivity)
-    total = sum(choices.weights.values())
-    bits = np.array([choices.weights[unit] * width.weight / total for unit, width in options])
+    bits = np.array([choices.weights[unit] * width.weight / choices.total for unit, width in options])
     one_each = np.array([[float(unit == name) for unit, _ in options] for name in units])
     solved = milp(
         c=np.array([choices.sensitivity[unit][width] for unit, width in options]),
@@ -92,9 +111,10 @@ def search(choices: Choices, average_bits: float) -> Assignment:
         options={"mip_rel_gap": 0},
     )
     if solved.x is None:
-        lowest = choices.average_bits({u: min(widths) for u, widths in choices.sensitivity.items()})
+        lowest = {unit: min(widths) for unit, widths in choices.sensitivity.items()}
         raise InputError(
-            f"average_bits must be at least {lowest:.3g}, all units at their lowest width. Got {average_bits}."
+            f"the budget must be at least {choices.average_bits(lowest):.3g} average bits, all units at their lowest"
+            f" width ({choices.kib(lowest):.4g} KiB with stem and head). Got {average_bits:.3g} average bits."
         )
     return {unit: width for (unit, width), taken in zip(options, solved.x, strict=True) if taken > 0.5}
 

@@ -56,7 +56,9 @@ def test_the_search_finds_what_brute_force_finds(seed):
 
 def test_a_budget_that_nothing_fits_is_said():
     choices = Choices({"u": 10}, {"u": {W3: 0.2, W8: 0.1}})
-    with pytest.raises(InputError, match="average_bits must be at least 3, all units at their lowest width. Got 2.5."):
+    with pytest.raises(
+        InputError, match=r"at least 3 average bits, all units .* lowest width \(.* KiB with stem and head\). Got 2.5 "
+    ):
         search(choices, 2.5)
 
 
@@ -69,3 +71,16 @@ def test_an_assignment_switches_every_unit(model, images):
         apply(model, {"blocks.0": W4, "blocks.1": W8})
         apply(model, {"blocks.0": W3, "blocks.1": W8})
         assert torch.equal(model(images), mixed), "there and back"
+
+
+def test_a_size_is_a_budget_too(model, images):
+    choices = measure(model, images)
+    fixed = [layer for layer in model.layers if layer.fixed]
+    assert choices.fixed_bits == 8 * sum(layer.weight.numel() for layer in fixed) > 0
+    uniform = dict.fromkeys(choices.sensitivity, W4)
+    packed = sum(layer.weight.numel() * (layer.fixed or 4) for layer in model.layers)
+    assert choices.kib(uniform) == pytest.approx(packed / 8 / 1024)
+    assert choices.bits_within(choices.kib(uniform)) == pytest.approx(4)
+    found = search(choices, choices.bits_within(choices.kib(uniform)))
+    assert choices.kib(found) <= choices.kib(uniform) + 1e-9
+    assert choices.cost(found) <= choices.cost(uniform)

@@ -57,9 +57,10 @@ def root(tmp_path):
     return tmp_path
 
 
-def script(name: str, *args) -> subprocess.CompletedProcess:
+def script(name: str, *args, given: str | None = None) -> subprocess.CompletedProcess:
+    """Run a script of the workflow; `given` is its standard input."""
     command = [sys.executable, ROOT / "workflow" / "scripts" / f"{name}.py", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, input=given)
 
 
 def report(root, *options) -> pd.DataFrame:
@@ -128,7 +129,7 @@ def test_tables_and_figures_of_nothing_but_the_ceiling(root):
         shutil.rmtree(path)
     table = report(root, "--partial").set_index("method")
     assert table.loc["fp32", "W32A32"] == "92.00" and table.loc["ptmq", "W3A3"] == "not run"
-    assert script("figures", "--runs", root / "runs.csv", "--out", root / "figures").returncode == 0
+    assert script("accuracy", "--runs", root / "runs.csv", "--out", root / "figures").returncode == 0
 
 
 def test_without_partial_a_missing_record_is_an_error(root):
@@ -138,43 +139,119 @@ def test_without_partial_a_missing_record_is_an_error(root):
     ).returncode
 
 
+def frontier_record(root, seed: int) -> None:
+    """A record of the mixed-precision stage: two uniform widths and two budgets; one more point a seed is 1 % better."""
+    points = [
+        {"kind": kind, "budget": budget, "average_bits": bits, "kib": 10 * bits, "top1": top1 + seed, "kl": 0.1,
+         "correct": 85, "images": 100}
+        for kind, budget, bits, top1 in (
+            ("uniform", "W3A3", 3.0, 80.0), ("uniform", "W8A8", 8.0, 91.0), ("mixed", "3.50", 3.5, 85.0),
+            ("mixed", "5.50", 5.5, 90.5))
+    ]  # fmt: skip
+    body = record("ptmq", "multi", seed, {})
+    body = {key: body[key] for key in ("run", "protocol", "environment", "commit", "fp_top1", "split", "sha256")}
+    body |= {"points": points, "switching": {"switch_ms": 0.1, "switch_images": 0}}
+    path = root / f"mixed/toy/ptmq/default/multi/seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(body))
+
+
+def test_the_frontier_is_a_table_and_a_figure(root):
+    for seed in (0, 1):
+        frontier_record(root, seed)
+    done = script("frontier", "--out", root, "--records", *sorted((root / "mixed").rglob("*.json")))
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(root / "tables/frontier.csv", dtype=str).set_index("budget")
+    assert list(table.index) == ["W3A3", "W8A8", "3.50", "5.50"], "uniform widths first, each by its bits"
+    assert table.loc["3.50", ["kind", "average_bits", "kib", "seeds", "top1"]].tolist() == [
+        "mixed", "3.50", "35.0", "2", "85.50 ± 0.71"]  # fmt: skip
+    assert {path.suffix for path in (root / "figures").glob("frontier.*")} == {".pdf", ".svg", ".png"}
+
+
+def test_an_ablation_compares_variants_with_the_default_seed_by_seed(root):
+    for seed in (0, 1):
+        body = record("ptmq", "multi", seed, {"W3A3": 78.0 + 3 * seed, "W8A8": 91.5})
+        body["run"]["variant"] = "gd_none"
+        body["units"][0]["h_after"] = [40, 40]
+        add(root, body, WIDTHS)
+    records = sorted((root / "records/toy/ptmq").rglob("*.json"))
+    done = script("ablation", "--root", root, "--name", "gd", "--records", *records)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(root / "tables/ablation_gd.csv", dtype=str, keep_default_na=False).set_index("variant")
+    assert list(table.index) == ["default", "gd_none"]
+    # 78 - 80 and 81 - 82: the mean is -1.5, the interval t(0.975, 1) * 0.7071 / sqrt(2)
+    assert table.loc["gd_none", "change W3A3"] == "-1.50 ± 6.35" and table.loc["default", "change W3A3"] == ""
+    assert table.loc["gd_none", "R [KiB]"] == "0.01"  # 80 values of one bit
+    assert {path.suffix for path in (root / "figures").iterdir()} == {".pdf", ".svg", ".png"}
+
+
+def test_the_blocks_and_the_cost_are_figures(root):
+    body = record("ptmq", "multi", 2, {"W3A3": 80.0, "W8A8": 91.0})
+    body["units"][0] |= {"h_before": [5, 5], "h_after": [9, 1]}
+    add(root, body, WIDTHS)
+    report(root)
+    records = sorted((root / "records/toy").glob("[pq]*/**/*.json"))
+    for name, source in (("blocks", ["--records", *records]), ("cost", ["--runs", root / "runs.csv"])):
+        done = script(name, "--out", root / "figures", *source)
+        assert done.returncode == 0, done.stderr
+    names = {path.name for path in (root / "figures").iterdir()}
+    assert names == {f"{name}.{e}" for name in ("blocks", "rounding", "cost") for e in ("pdf", "svg", "png")}
+
+
 def test_figures_are_drawn_in_three_formats(root):
     report(root)
-    done = script("figures", "--runs", root / "runs.csv", "--out", root / "figures")
+    done = script("accuracy", "--runs", root / "runs.csv", "--out", root / "figures")
     assert done.returncode == 0, done.stderr
     assert {path.suffix for path in (root / "figures").iterdir()} == {".pdf", ".svg", ".png"}
     text = (root / "figures" / "accuracy.svg").read_text()
     first = text
-    script("figures", "--runs", root / "runs.csv", "--out", root / "figures")
+    script("accuracy", "--runs", root / "runs.csv", "--out", root / "figures")
     assert (root / "figures" / "accuracy.svg").read_text() == first, "the same data gives the same file"
 
 
 def log(root, uri) -> subprocess.CompletedProcess:
-    records = sorted((root / "records").rglob("*.json"))
+    """Log all records below a parent `accuracy`, and those in mixed/ below a parent `frontier`."""
+    parents = {
+        "accuracy": {
+            "artifacts": [str(root / "runs.csv")],
+            "records": sorted(map(str, root.glob("records/**/*.json"))),
+        },
+        "frontier": {"artifacts": [], "records": sorted(map(str, root.glob("mixed/**/*.json")))},
+    }
     return script("log_mlflow", "--root", root, "--uri", uri, "--experiment", "p", "--out", root / "mlflow.json",
-                  "--artifacts", root / "runs.csv", "--records", *records)  # fmt: skip
+                  given=json.dumps(parents))  # fmt: skip
 
 
 def test_mlflow_is_logged_once(root):
+    import mlflow
+
     report(root)
     model = root / "models/toy/ptmq/default/multi/seed0"
     model.mkdir(parents=True)
     (model / "model.json").write_text("{}")
+    frontier_record(root, seed=0)
     uri = f"sqlite:///{root}/mlflow.db"
-    for expected in ("5 new of 5", "0 new of 5"):
+    for expected in ("6 new of 6", "0 new of 6"):
         done = log(root, uri)
         assert done.returncode == 0 and expected in done.stdout, done.stderr
-    import mlflow
-
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("p").experiment_id
-    runs = client.search_runs([experiment])
-    assert len(runs) == 6  # five records and their parent
-    ptmq = next(run for run in runs if run.info.run_name == "toy/ptmq/default/multi/seed0")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment])}
+    assert len(client.search_runs([experiment])) == len(runs) == 8  # six records and two parents
+    ptmq = runs["toy/ptmq/default/multi/seed0"]
     history = client.get_metric_history(ptmq.info.run_id, "top1")
     assert {m.step: m.value for m in history} == {3: 80.0, 8: 91.0}
-    assert ptmq.data.params["lr_rounding"] == "0.1" and ptmq.data.tags["mlflow.parentRunId"]
+    curve = client.get_metric_history(ptmq.info.run_id, "loss.00.stem")
+    assert [(m.step, m.value) for m in curve] == [(0, 2.0), (1, 1.0)]
+    assert ptmq.data.params["lr_rounding"] == "0.1"
     assert {a.path for a in client.list_artifacts(ptmq.info.run_id)} == {"seed0.json", "model"}
+    assert [a.path for a in client.list_artifacts(runs["accuracy"].info.run_id)] == ["runs.csv"]
+    mixed = runs["mixed/toy/ptmq/default/multi/seed0"]
+    points = client.get_metric_history(mixed.info.run_id, "top1_mixed")
+    assert {m.step: m.value for m in points} == {350: 85.0, 550: 90.5}
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
+    assert parents["mixed/toy/ptmq/default/multi/seed0"] == runs["frontier"].info.run_id
+    assert parents["toy/qdrop/default/W3A3/seed0"] == runs["accuracy"].info.run_id
 
 
 def test_an_unreachable_mlflow_keeps_the_results(root):

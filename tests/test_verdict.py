@@ -67,14 +67,17 @@ def runs(path, rows) -> None:
 
 def table(tmp_path, rows) -> pd.DataFrame:
     runs(tmp_path / "runs.csv", rows)
+    return verdict_of(tmp_path)
+
+
+def verdict_of(tmp_path) -> pd.DataFrame:
+    """The verdict table of tmp_path/runs.csv."""
     done = script(
         "verdict",
         "--published",
         PUBLISHED,
         "--runs",
         tmp_path / "runs.csv",
-        "--backbone",
-        "resnet20",
         "--out",
         tmp_path,
     )
@@ -86,7 +89,9 @@ def test_differences_are_paired_by_seed(tmp_path):
     """The methods' own spread is large, the difference is the same for every seed."""
     rows = [("ptmq", "default", 3, seed, 80.0 + 3 * seed) for seed in range(3)]
     rows += [("qdrop", "default", 3, seed, 81.0 + 3 * seed) for seed in range(3)]
-    line = table(tmp_path, rows).loc["ResNet-18 at W3A3: 64.92 against QDrop's 65.68"]
+    line = table(tmp_path, rows).loc[
+        "close to a single-width method at W3A3: 64.92 against QDrop's 65.68 on ResNet-18 [resnet20]"
+    ]
     assert (float(line.ours), float(line.sd), float(line.n), line.verdict) == (-1.0, 0.0, 3, "match")
     assert float(line.delta) == pytest.approx(-1 + 0.76)
 
@@ -94,17 +99,37 @@ def test_differences_are_paired_by_seed(tmp_path):
 def test_what_was_not_run_says_what_it_needs(tmp_path):
     found = table(tmp_path, [("ptmq", "default", 3, 0, 80.0), ("nearest_mse", "default", 3, 0, 70.0)])
     assert list(found.columns) == ["paper", "ours", "sd", "n", "ci95", "delta", "tolerance", "verdict", "reason"]
-    assert found.loc["one calibration serves all bit-widths", "verdict"] == "match"
-    line = found.loc["case 3 is the best of the mixer's cases"]
+    assert found.loc["one calibration serves all bit-widths [resnet20]", "verdict"] == "match"
+    line = found.loc["case 3 is the best of the mixer's cases [resnet20]"]
     assert line.verdict == "not run" and line.reason == "needs ptmq (mfm_1) at W3A3" and line.ours == ""
     assert found.loc["ptmq on resnet18, W4A4", "verdict"] == "not run"
     assert found.loc["ptmq on resnet18, W4A4", "paper"] == "67.57"
 
 
-def test_the_group_wise_distillation_claim_is_judged_either_way(tmp_path):
+def test_the_distillation_claim_is_judged_for_every_reading(tmp_path):
     rows = [("ptmq", variant, bits, seed, top1 + seed) for seed in (0, 1) for variant, bits, top1 in (
-        ("default", 3, 85.0), ("gd_none", 3, 83.0), ("gd_figure1", 3, 85.8), ("default", 5, 90.0), ("gd_none", 5, 90.0), ("gd_figure1", 5, 90.1))]  # fmt: skip
+        ("default", 3, 81.0), ("gd_none", 3, 83.0), ("gd_figure1", 3, 85.8), ("gd_figure1_gamma_0", 3, 85.3),
+        ("default", 5, 90.0), ("gd_none", 5, 90.0), ("gd_figure1", 5, 90.1), ("gd_figure1_gamma_0", 5, 90.0))]  # fmt: skip
     found = table(tmp_path, rows)
-    assert found.loc["GD-Loss adds about 3 points at 3 bits", ["ours", "verdict"]].tolist() == ["2.8", "match"]
-    assert found.loc["GD-Loss adds about 1 point at 5 bits", "verdict"] == "near"
-    assert found.loc["GD-Loss helps more at 3 bits than at 5", "verdict"] == "match"
+
+    def line(claim: str, reading: str) -> list[str]:
+        return found.loc[f"{claim}, {reading} [resnet20]", ["ours", "verdict"]].tolist()
+
+    gain = "GD-Loss adds about 3 points at 3 bits"
+    assert line(gain, "figure-1 form, against every width to FP") == ["2.8", "match"]
+    assert line(gain, "figure-1 form, against its mix term alone") == ["0.5", "near"]
+    assert line(gain, "later form, against every width to FP") == ["-2.0", "off"]
+    assert line("GD-Loss adds about 1 point at 5 bits", "figure-1 form, against every width to FP") == ["0.1", "near"]
+    more = "GD-Loss helps more at 3 bits than at 5"
+    assert line(more, "figure-1 form, against every width to FP")[1] == "match"
+    assert line(more, "later form, against every width to FP")[1] == "off"
+
+
+def test_every_network_that_ptmq_ran_on_has_its_lines(tmp_path):
+    runs(tmp_path / "runs.csv", [("ptmq", "default", 3, 0, 80.0), ("nearest_mse", "default", 3, 0, 70.0)])
+    other = pd.read_csv(tmp_path / "runs.csv").assign(backbone="resnet56")
+    both = pd.concat([pd.read_csv(tmp_path / "runs.csv"), other])
+    both.to_csv(tmp_path / "runs.csv", index=False)
+    found = verdict_of(tmp_path)
+    for backbone in ("resnet20", "resnet56"):
+        assert found.loc[f"one calibration serves all bit-widths [{backbone}]", "ours"] == "10.0"

@@ -6,6 +6,7 @@ The networks are real and tiny budgets make the runs quick; the accuracy of such
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -37,14 +38,11 @@ def test_everything_is_there(project):
     runs = pd.read_csv(out / "runs.csv")
     assert set(runs.method) == {"fp32", "nearest_mse", "ptmq"} and set(runs.status) == {"done"}
     assert len(runs) == 1 + 6 + 6 and runs.images.eq(597).all()
-    for name in (
-        "tables/accuracy.md",
-        "tables/accuracy.tex",
-        "figures/accuracy.png",
-        "figures/accuracy.pdf",
-        "mlflow.db",
-    ):
-        assert (out / name).stat().st_size > 0
+    tables = [f"tables/{name}.{e}" for name in ("accuracy", "verdict", "frontier") for e in ("csv", "md", "tex")]
+    names = ("accuracy", "blocks", "rounding", "cost", "frontier")
+    figures = [f"figures/{name}.{e}" for name in names for e in ("pdf", "svg", "png")]
+    for name in [*tables, *figures, "mlflow.db"]:
+        assert (out / name).stat().st_size > 0, name
     record = json.loads((out / "records/digits_resnet/ptmq/default/multi/seed0.json").read_text())
     assert record["protocol"]["steps"] == 3 and record["run"]["widths"][0] == "W3A3"
     assert {"python", "torch", "device", "threads"} <= set(record["environment"]) and record["commit"]
@@ -56,12 +54,18 @@ def test_a_second_run_has_nothing_to_do(project):
     assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
 
 
+SUMMARY = {"collect", "tables", "accuracy", "cost", "verdict", "mlflow", "all"}  # of all runs
+OF_PTMQ = {"evaluate", "blocks", "mixed", "frontier"}
+
+
 @pytest.mark.parametrize("file, reruns", [
-    ("baselines/nearest.py", {"nearest", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
-    ("ptmq/ptmq.py", {"ptmq", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
-    ("ptmq/models/cifar_resnet.py", {"train", "fp32", "ptmq", "nearest", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
-    ("ptmq/losses.py", {"ptmq", "nearest", "evaluate", "collect", "tables", "figures", "mlflow", "all"}),
-    ("workflow/scripts/figures.py", {"figures", "mlflow", "all"}),
+    ("baselines/nearest.py", {"nearest", "evaluate"} | SUMMARY),
+    ("ptmq/ptmq.py", {"ptmq"} | OF_PTMQ | SUMMARY),
+    ("ptmq/models/cifar_resnet.py", {"train", "fp32", "ptmq", "nearest"} | OF_PTMQ | SUMMARY),
+    ("ptmq/losses.py", {"ptmq", "nearest"} | OF_PTMQ | SUMMARY),
+    ("ptmq/frontier.py", {"mixed", "frontier", "verdict", "mlflow", "all"}),
+    ("workflow/scripts/accuracy.py", {"accuracy", "mlflow", "all"}),
+    ("workflow/published.yaml", {"verdict", "mlflow", "all"}),
 ])  # fmt: skip
 def test_a_change_reruns_what_it_changes_and_no_more(project, file, reruns):
     path = project / file
@@ -91,8 +95,8 @@ def test_the_calibrated_model_can_be_taken_away(project):
 
 
 def test_the_python_of_the_readme_runs(project):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    code += "\nassert logits.shape == (8, 10) and not logits.requires_grad"
+    first, logged = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    code = f"{first}\nassert logits.shape == (8, 10) and not logits.requires_grad\n{logged}\nmodel.set_bits(4, 4)"
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -155,3 +159,55 @@ def test_what_is_absent_offline_is_one_sentence(project, target, message):
     done = snakemake(project, f"results/cifar10/{target}", "--configfile", "workflow/config/cifar10.yaml", "--config",
                      "offline=true", PTMQ_DATA_DIR="none", PTMQ_WEIGHTS_DIR="none")  # fmt: skip
     assert done.returncode and message in done.stderr
+
+
+def test_everything_but_the_runs_is_made_again_from_the_records_alone(project, tmp_path):
+    """No data, weights or models; what was not run is said."""
+    out = project / "results/digits"
+    folder = copy_of_the_project(tmp_path)
+    for kind in ("records", "mixed"):
+        shutil.copytree(out / kind, folder / "results/digits" / kind)
+    done = snakemake(folder, "all", "--config", QUICK, "from_records=true")
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "results/digits/weights").exists() and (folder / "results/digits/mlflow.db").exists()
+    made = [p.relative_to(out) for p in out.rglob("*") if p.parent.name in ("tables", "figures") and p.suffix != ".pdf"]
+    assert len(made) > 20
+    for path in [*made, "runs.csv", "profile.json"]:
+        assert (folder / "results/digits" / path).read_bytes() == (out / path).read_bytes(), path
+    (folder / "results/digits/records/digits_resnet/nearest_mse/default/multi/seed0.json").unlink()
+    done = snakemake(folder, "all", "--config", QUICK, "from_records=true")
+    assert done.returncode == 0, done.stderr
+    table = (folder / "results/digits/tables/accuracy.md").read_text()
+    assert "| digits_resnet | nearest_mse | default | not run |" in table
+
+
+@pytest.mark.parametrize("profile", ["cifar10", "cifar10_ablations", "cifar10_tuning"])
+def test_the_published_tables_are_those_of_the_published_records(profile, tmp_path):
+    folder = copy_of_the_project(tmp_path)
+    published = ROOT / "results" / profile
+    for path in (ROOT / "results").glob(f"{profile}*"):  # the verdict reads the ablations, too
+        shutil.copytree(path, folder / "results" / path.name, ignore=shutil.ignore_patterns("mlflow*", "fp", "models"))
+    done = snakemake(folder, "all", "--forceall", "--configfile", f"workflow/config/{profile}.yaml", "--config",
+                     "from_records=true", f"tracking_uri=sqlite:///{tmp_path}/mlflow.db")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for path in (folder / "results" / profile / "tables").iterdir():
+        assert path.read_text() == (published / "tables" / path.name).read_text(), path.name
+
+
+def test_an_ablation_that_the_profile_lacks_is_said(project):
+    done = snakemake(project, "-n", "ablation_gd", "--config", QUICK)
+    said = done.stdout + done.stderr
+    assert done.returncode and "no variant of ptmq whose name begins with 'gd_'" in said
+    assert "Use --configfile workflow/config/cifar10_ablations.yaml" in said
+
+
+def test_every_table_is_a_parent_run(project):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{project}/results/digits/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    parents = {run.info.run_name: run for run in runs if "mlflow.parentRunId" not in run.data.tags}
+    assert set(parents) == {"accuracy", "frontier", "verdict"}
+    files = {file.path for file in client.list_artifacts(parents["verdict"].info.run_id)}
+    assert files == {f"verdict.{extension}" for extension in ("csv", "html", "md", "tex")}
+    assert "accuracy.png" in {file.path for file in client.list_artifacts(parents["accuracy"].info.run_id)}

@@ -26,6 +26,7 @@ except InputError as error:
     raise WorkflowError(str(error))
 
 OUT = f"results/{PROFILE['profile']}"
+FROM_RECORDS = PROFILE.pop("from_records", False)
 CHECKED = f".snakemake/checked/{PROFILE['profile']}.json"
 
 
@@ -58,11 +59,11 @@ def check_profile():
         json.dump(state, file)
 
 
-check_profile()
+if not FROM_RECORDS:
+    check_profile()
 DEVICE, THREADS = PROFILE.get("device", "auto"), PROFILE.get("threads", 1)
 FP_RUNS = {f"{backbone}/{FP32}/default/W32A32/seed0" for backbone in PROFILE["backbones"]}
 NAMES = sorted(FP_RUNS) + sorted(RUNS)
-RECORDS = expand(f"{OUT}/records/{{name}}.json", name=NAMES)
 TRAINED = [b for b in PROFILE["backbones"] if b in BACKBONES and BACKBONES[b].training]
 RUN = "{backbone}/{method}/{variant}/{label}/seed{seed}"
 
@@ -80,6 +81,12 @@ workflow.global_resources["cpu"] = max(os.cpu_count(), THREADS)
 workflow.global_resources["gpu"] = 1
 
 
+def files(folder, names):
+    """JSON files of runs, such as their records; of those that are there where nothing is computed."""
+    paths = expand(f"{OUT}/{folder}/{{name}}.json", name=names)
+    return [path for path in paths if os.path.exists(path)] if FROM_RECORDS else paths
+
+
 def on_gpu():
     """1 where the profile computes on a GPU."""
     return int(DEVICE == "cuda" or DEVICE == "auto" and shutil.which("nvidia-smi") is not None)
@@ -88,6 +95,18 @@ def on_gpu():
 def code(*names):
     """Modules whose content decides a stage's result: a change of one reruns the stage."""
     return [f"ptmq/{name}.py" for name in names]
+
+
+def scripts(*names):
+    """Scripts that a rule of the reports runs or imports."""
+    return [f"workflow/scripts/{name}.py" for name in names]
+
+
+def outputs(folder, name):
+    """The files of a table or of a figure."""
+    return expand(
+        f"{OUT}/{folder}/{name}.{{ext}}", ext={"tables": ["csv", "html", "md", "tex"], "figures": ["pdf", "svg", "png"]}[folder]
+    )
 
 
 NETWORK_CODE = code("bits", "fake_quant", "graph", "layers", "multibit", "rounding", "step_size", "weights")
@@ -132,34 +151,47 @@ def spec(wildcards):
     return RUNS[RUN.format(**wildcards)].to_json()
 
 
-ABLATIONS = ("mfm", "gd", "groups", "rounding", "budget")
+# The parts of PTMQ that an ablation varies.
+ABLATIONS = {
+    "mfm": "the cases of the feature mixer",
+    "gd": "the forms of the GD-Loss",
+    "groups": "the split of the widths into groups",
+    "rounding": "the initial V, and R shared or not",
+    "budget": "steps and calibration images",
+}
 
 
-def ablation_runs(ablation):
+def variants_of(ablation):
+    """Names of the runs of an ablation's variants."""
+    return [name for name, run in RUNS.items() if run.method == "ptmq" and run.variant.startswith(f"{ablation}_")]
+
+
+def compared(ablation):
     """Names of the runs that an ablation compares: the default, its variants, and rounding to nearest as the floor."""
-    return [
-        name
-        for name, run in RUNS.items()
-        if (run.method == "ptmq" and (run.variant == "default" or run.variant.startswith(f"{ablation}_")))
-        or run.method == "nearest_mse"
-    ]
-
-
-def has_ablation(ablation):
-    """Whether the profile has variants of it."""
-    return any(run.method == "ptmq" and run.variant.startswith(f"{ablation}_") for run in RUNS.values())
+    default = [name for name, run in RUNS.items() if run.method == "ptmq" and run.variant == "default"]
+    return default + variants_of(ablation) + [name for name, run in RUNS.items() if run.method == "nearest_mse"]
 
 
 def ablation_records(ablation):
-    """Their run records; none where the profile has no such variant."""
-    return expand(f"{OUT}/records/{{name}}.json", name=ablation_runs(ablation)) if has_ablation(ablation) else []
+    """Records of what an ablation compares. Raises WorkflowError where the profile has no such variant."""
+    if not variants_of(ablation):
+        raise WorkflowError(
+            f"profile {PROFILE['profile']!r} has no variant of ptmq whose name begins with '{ablation}_', so there is"
+            f" nothing for ablation_{ablation} ({ABLATIONS[ablation]}) to compare. Use --configfile"
+            " workflow/config/cifar10_ablations.yaml, or add variants to the profile."
+        )
+    return files("records", compared(ablation))
 
 
 def ablation_outputs(ablation):
     """Table and figure of an ablation."""
-    return expand(f"{OUT}/tables/ablation_{ablation}.{{ext}}", ext=["csv", "md", "tex"]) + expand(
-        f"{OUT}/figures/ablation_{ablation}.{{ext}}", ext=["pdf", "svg", "png"]
-    )
+    return outputs("tables", f"ablation_{ablation}") + outputs("figures", f"ablation_{ablation}")
 
 
+# collect.py is told what was asked for, done or not
 REPORTED = " ".join(f"{name}:{','.join(RUNS[name].widths if name in RUNS else ['W32A32'])}" for name in NAMES)
+REPORT_WHAT_IS_THERE = (
+    f"python workflow/scripts/collect.py --root {OUT} --out {OUT}/runs.csv --partial {REPORTED}"
+    f" && python workflow/scripts/tables.py --runs {OUT}/runs.csv --out {OUT}/tables"
+    f" && python workflow/scripts/accuracy.py --runs {OUT}/runs.csv --out {OUT}/figures"
+)

@@ -1,4 +1,5 @@
 # Top-1 at every width of a model in one process; each writes one run record. FP outputs are computed once.
+# Mixed precision: a width for every block of PTMQ's models, chosen after the calibration.
 
 
 rule fp32:
@@ -50,6 +51,34 @@ rule evaluate:
         options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
     shell:
         "python -m ptmq evaluate --model {params.folder} --fp-outputs {input.fp} {params.options}"
+        " --threads {threads} --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+
+
+rule mixed:
+    # Sensitivities, the search for every budget, accuracy of what it finds, and the cost of a switch.
+    input:
+        data=rules.data.output,
+        model=rules.quantize.output.model,
+        description=rules.quantize.output.description,
+        weights=f"{OUT}/weights/{{backbone}}.safetensors",
+        fp=rules.fp32.output.outputs,
+        code=NETWORK_CODE + code("evaluation", "datasets", "features", "frontier", "mixed_precision", "saved"),
+        network=model_code,
+    output:
+        f"{OUT}/mixed/{RUN}.json",
+    log:
+        f"{OUT}/logs/mixed/{RUN}.log",
+    conda:
+        "../../environment.yml"
+    threads: THREADS
+    resources:
+        cpu=THREADS,
+        gpu=on_gpu(),
+    params:
+        folder=lambda wildcards, input: os.path.dirname(input.model),
+        options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
+    shell:
+        "python -m ptmq mixed --model {params.folder} --weights {input.weights} --fp-outputs {input.fp} {params.options}"
         " --threads {threads} --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
 
 

@@ -1,20 +1,6 @@
 # Data, weights and FP training: everything before quantization.
 
 
-rule profile:
-    # The profile as it took effect, command-line values included.
-    output:
-        f"{OUT}/profile.json",
-    log:
-        f"{OUT}/logs/profile.log",
-    conda:
-        "../../environment.yml"
-    params:
-        profile=json.dumps(PROFILE, indent=2),
-    shell:
-        "printf '%s\\n' {params.profile:q} > {output} 2> {log}"
-
-
 rule data:
     output:
         f"{OUT}/data.json",

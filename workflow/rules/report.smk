@@ -1,20 +1,36 @@
 # From run records to tables, figures and MLflow; nothing here needs torch, data or a GPU.
 
-TABLES = expand(f"{OUT}/tables/{{table}}.{{ext}}", table=["accuracy", "divergence", "cost"], ext=["csv", "md", "tex"])
-FIGURES = expand(f"{OUT}/figures/accuracy.{{ext}}", ext=["pdf", "svg", "png"])
+TABLES = [path for table in ("accuracy", "divergence", "cost") for path in outputs("tables", table)]
+ACCURACY, BLOCKS, ROUNDING, COST = (outputs("figures", name) for name in ("accuracy", "blocks", "rounding", "cost"))
+FRONTIER = outputs("tables", "frontier") + outputs("figures", "frontier")
+RECORDS = files("records", NAMES)
+DEFAULTS = [name for name, run in RUNS.items() if run.variant == "default"]
+LEARNED = files("records", [name for name in DEFAULTS if not RUNS[name].method.startswith("nearest")])
+MIXED = files("mixed", [name for name in DEFAULTS if RUNS[name].method == "ptmq"])
+FIGURES = ACCURACY + (BLOCKS + ROUNDING + COST if LEARNED else [])
 
-BLOCKS = expand(f"{OUT}/figures/{{figure}}.{{ext}}", figure=["blocks", "rounding"], ext=["pdf", "svg", "png"])
-COST = expand(f"{OUT}/figures/cost.{{ext}}", ext=["pdf", "svg", "png"])
-LEARNED = [name for name, run in RUNS.items() if run.variant == "default" and not run.method.startswith("nearest")]
+
+rule profile:
+    # The profile as it took effect, command-line values included.
+    output:
+        report(f"{OUT}/profile.json", category="Configuration", caption="../captions/profile.rst"),
+    log:
+        f"{OUT}/logs/profile.log",
+    conda:
+        "../../environment.yml"
+    params:
+        profile=json.dumps(PROFILE, indent=2),
+    shell:
+        "printf '%s\\n' {params.profile:q} > {output} 2> {log}"
 
 
 rule collect:
     # One tidy row a backbone, method, variant, width and seed.
     input:
         records=RECORDS,
-        code="workflow/scripts/collect.py",
+        code=scripts("collect"),
     output:
-        f"{OUT}/runs.csv",
+        report(f"{OUT}/runs.csv", category="Configuration", caption="../captions/runs.rst"),
     log:
         f"{OUT}/logs/collect.log",
     conda:
@@ -22,14 +38,16 @@ rule collect:
     params:
         root=lambda wildcards, output: os.path.dirname(output[0]),
         names=REPORTED,
+        partial="--partial" if FROM_RECORDS else "",
     shell:
-        "python workflow/scripts/collect.py --root {params.root} --out {output} {params.names} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        "python workflow/scripts/collect.py --root {params.root} --out {output} {params.partial} {params.names}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
 rule tables:
     input:
         runs=rules.collect.output,
-        code="workflow/scripts/tables.py",
+        code=scripts("tables"),
     output:
         report(TABLES, category="Tables", caption="../captions/tables.rst"),
     log:
@@ -39,47 +57,31 @@ rule tables:
     params:
         folder=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "python workflow/scripts/tables.py --runs {input.runs} --out {params.folder} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        "python workflow/scripts/tables.py --runs {input.runs} --out {params.folder}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
-rule figures:
+rule accuracy:
     input:
         runs=rules.collect.output,
-        code=[f"workflow/scripts/{name}.py" for name in ("figures", "style", "tables")],
+        code=scripts("accuracy", "style", "tables"),
     output:
-        report(FIGURES, category="Figures", caption="../captions/accuracy.rst"),
+        report(ACCURACY, category="Figures", caption="../captions/accuracy.rst"),
     log:
-        f"{OUT}/logs/figures.log",
+        f"{OUT}/logs/accuracy.log",
     conda:
         "../../environment.yml"
     params:
         folder=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "python workflow/scripts/figures.py --runs {input.runs} --out {params.folder} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
-
-
-rule blocks:
-    input:
-        records=expand(f"{OUT}/records/{{name}}.json", name=LEARNED),
-        code=[f"workflow/scripts/{name}.py" for name in ("blocks", "style")],
-    output:
-        report(BLOCKS, category="Figures", caption="../captions/blocks.rst"),
-    log:
-        f"{OUT}/logs/blocks.log",
-    conda:
-        "../../environment.yml"
-    params:
-        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
-        names=" ".join(LEARNED),
-        folder=lambda wildcards, output: os.path.dirname(output[0]),
-    shell:
-        "python workflow/scripts/blocks.py --root {params.root} --out {params.folder} {params.names} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        "python workflow/scripts/accuracy.py --runs {input.runs} --out {params.folder}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
 rule cost:
     input:
         runs=rules.collect.output,
-        code=[f"workflow/scripts/{name}.py" for name in ("cost", "style", "tables")],
+        code=scripts("cost", "style", "tables"),
     output:
         report(COST, category="Figures", caption="../captions/cost.rst"),
     log:
@@ -89,34 +91,47 @@ rule cost:
     params:
         folder=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "python workflow/scripts/cost.py --runs {input.runs} --out {params.folder} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        "python workflow/scripts/cost.py --runs {input.runs} --out {params.folder}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
-rule mlflow:
-    # One process logs all records: a record that is there already is left alone.
+rule blocks:
+    # Reconstruction error block by block, and the soft rounding values before and after learning.
     input:
-        records=RECORDS,
-        tables=TABLES,
-        figures=FIGURES,
-        code="workflow/scripts/log_mlflow.py",
+        records=LEARNED,
+        code=scripts("blocks", "style"),
     output:
-        f"{OUT}/mlflow.json",
+        report(BLOCKS, category="Figures", caption="../captions/blocks.rst"),
+        report(ROUNDING, category="Figures", caption="../captions/rounding.rst"),
     log:
-        f"{OUT}/logs/mlflow.log",
+        f"{OUT}/logs/blocks.log",
     conda:
         "../../environment.yml"
     params:
-        root=lambda wildcards, output: os.path.dirname(output[0]),
-        uri=PROFILE.get("tracking_uri") or f"sqlite:///{OUT}/mlflow.db",
-        profile=PROFILE["profile"],
+        folder=lambda wildcards, output: os.path.dirname(output[0]),
     shell:
-        "python workflow/scripts/log_mlflow.py --root {params.root} --uri {params.uri:q} --experiment {params.profile} --out {output}"
-        " --artifacts {input.tables} {input.figures} --records {input.records} > {log} 2>&1"
-        " || {{ tail -n 5 {log} >&2; exit 1; }}"
+        "python workflow/scripts/blocks.py --out {params.folder} --records {input.records}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
-REPORT_WHAT_IS_THERE = (
-    f"python workflow/scripts/collect.py --root {OUT} --out {OUT}/runs.csv --partial {REPORTED}"
-    f" && python workflow/scripts/tables.py --runs {OUT}/runs.csv --out {OUT}/tables"
-    f" && python workflow/scripts/figures.py --runs {OUT}/runs.csv --out {OUT}/figures"
-)
+rule figures:
+    input:
+        FIGURES,
+
+
+rule frontier:
+    # Accuracy against average bits and against size, a width for every block.
+    input:
+        records=MIXED,
+        code=scripts("frontier", "style", "tables"),
+    output:
+        report(FRONTIER, category="Mixed precision", caption="../captions/frontier.rst"),
+    log:
+        f"{OUT}/logs/frontier.log",
+    conda:
+        "../../environment.yml"
+    params:
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
+    shell:
+        "python workflow/scripts/frontier.py --out {params.root} --records {input.records}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

@@ -1,17 +1,17 @@
 # What the runs say about the paper's claims.
 
-VERDICT = expand(f"{OUT}/tables/verdict.{{ext}}", ext=["csv", "md", "tex"])
+VERDICT = outputs("tables", "verdict")
 # The ablations of a profile are a profile of their own, <name>_ablations; they count where they have been run.
-ABLATED = f"results/{PROFILE['profile']}_ablations/runs.csv"
+ABLATION_RUNS = [path for path in [f"results/{PROFILE['profile']}_ablations/runs.csv"] if os.path.exists(path)]
 
 
 rule verdict:
     input:
-        runs=f"{OUT}/runs.csv",
+        runs=rules.collect.output,
         mixed=MIXED,
-        ablations=[path for path in [ABLATED] if os.path.exists(path)],
+        ablations=ABLATION_RUNS,
         published="workflow/published.yaml",
-        code=[f"workflow/scripts/{name}.py" for name in ("verdict", "intervals", "tables")],
+        code=scripts("verdict", "intervals", "tables"),
     output:
         report(VERDICT, category="Verdict", caption="../captions/verdict.rst"),
     log:
@@ -21,7 +21,6 @@ rule verdict:
     params:
         folder=lambda wildcards, output: os.path.dirname(output[0]),
         ablations=lambda wildcards, input: f"--ablations {input.ablations}" if input.ablations else "",
-        backbone=next(iter(PROFILE["backbones"])),
     shell:
         "python workflow/scripts/verdict.py --published {input.published} --runs {input.runs} {params.ablations}"
-        " --mixed {input.mixed} --backbone {params.backbone} --out {params.folder} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        " --mixed {input.mixed} --out {params.folder} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

@@ -1,6 +1,6 @@
 """The run records of one ablation -> its table and figure.
 
-    ablation.py --root results/cifar10_ablations --name gd resnet20/ptmq/default/multi/seed0 ...
+    ablation.py --root results/cifar10_ablations --name gd --records RECORD ...
 
 Rows are variants; cells are mean top-1, and the change from the default at the two lowest widths, paired by seed.
 """
@@ -17,7 +17,7 @@ from style import save
 from tables import mean_sd, with_width, write
 
 SHOWN = 3  # widths in the figure, lowest first
-COLOURS = ("#0072B2", "#E69F00", "#009E73")
+FILLS = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."))  # colour, and hatch for reading in grey
 
 
 def changes(runs: pd.DataFrame, variant: str, width: str) -> Estimate:
@@ -34,6 +34,8 @@ def row_of(runs: pd.DataFrame, method: str, variant: str) -> dict:
     row |= {width: mean_sd(part[part.width == width].top1) for width in widths_of(runs) if (part.width == width).any()}
     if method == "ptmq" and variant != "default":
         row |= {f"change {width}": str(changes(runs, variant, width)) for width in widths_of(runs)[:2]}
+    if part.rounding_values.iloc[0]:  # hard rounding values take one bit each
+        row["R [KiB]"] = f"{part.rounding_values.iloc[0] / 8 / 1024:.2f}"
     return row | {"images": part.calibration_images.iloc[0], "s": f"{part.seconds.mean():.0f}"}
 
 
@@ -51,11 +53,14 @@ def widths_of(runs: pd.DataFrame) -> list[str]:
 def draw(axes, runs: pd.DataFrame) -> None:
     """Change from the default at the lowest widths, with 95 % intervals."""
     variants = [v for v in runs[runs.method == "ptmq"].variant.drop_duplicates() if v != "default"]
-    for number, (width, colour) in enumerate(zip(widths_of(runs)[:SHOWN], COLOURS, strict=False)):
+    for number, (width, (colour, hatch)) in enumerate(zip(widths_of(runs)[:SHOWN], FILLS, strict=False)):
         found = [changes(runs, variant, width) for variant in variants]
         places = [place + 0.25 * (number - 1) for place in range(len(variants))]
-        errors = [0 if math.isnan(e.ci95) else e.ci95 for e in found]
-        axes.barh(places, [e.mean for e in found], 0.22, xerr=errors, color=colour, label=width, capsize=2)
+        axes.barh(places, [e.mean for e in found], 0.22, color=colour, hatch=hatch, edgecolor="white", label=width)
+        known = [(e.mean, place, e.ci95) for e, place in zip(found, places, strict=True) if not math.isnan(e.ci95)]
+        if known:  # no interval from one seed
+            x, y, half = zip(*known, strict=True)
+            axes.errorbar(x, y, xerr=half, color="black", linestyle="none", linewidth=1, capsize=2)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(variants)), variants)
     axes.invert_yaxis()
@@ -68,11 +73,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--name", required=True)
-    parser.add_argument("names", nargs="+")
+    parser.add_argument("--records", type=Path, nargs="+", required=True)
     args = parser.parse_args()
-    runs = with_width(
-        pd.DataFrame([row for name in args.names for row in rows_of_record(args.root / "records" / f"{name}.json")])
-    )
+    runs = with_width(pd.DataFrame([row for path in args.records for row in rows_of_record(path)]))
     (args.root / "tables").mkdir(parents=True, exist_ok=True)
     backbones = list(runs.backbone.drop_duplicates())
     tables = pd.concat([table_of(runs[runs.backbone == backbone]) for backbone in backbones])
@@ -84,9 +87,7 @@ def main() -> None:
     for axes, backbone in zip(panels.flat, backbones, strict=True):
         mine = runs[runs.backbone == backbone]
         draw(axes, mine)
-        axes.set_title(
-            f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images, {mine.seed.nunique()} seeds"
-        )
+        axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images")
     save(figure, args.root / "figures" / f"ablation_{args.name}")
 
 

@@ -1,9 +1,10 @@
 """Run records -> two figures of what happens in the blocks: reconstruction error, and h(V) before and after learning.
 
-    blocks.py --root results/cifar10 --out results/cifar10/figures resnet20/ptmq/default/multi/seed0 ...
+    blocks.py --out results/cifar10/figures --records RECORD ...
 
-The error of a block is the mean squared error of its output on what the quantized blocks before it give. Written to
-blocks.* and rounding.*; means over the seeds.
+The error of a block is the mean squared error of its output on what the quantized blocks before it give; methods that
+reconstruct layers have none at these widths. Written to blocks.* and rounding.*; the mean over the seeds with a band of
+one standard deviation.
 """
 
 import argparse
@@ -14,33 +15,44 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from style import OTHER, STYLES, label_of, order, save
 
-SHOWN = ("W3A3", "W4A4")  # widths of the error's panels, where a record has them
+SHOWN = 2  # widths of the bit groups, lowest first
 
 
-def units(root: Path, names: list[str]) -> pd.DataFrame:
+def units(records: list[Path]) -> pd.DataFrame:
     """One row a record, unit and width, with the error after learning."""
     rows = []
-    for name in names:
-        record = json.loads((root / "records" / f"{name}.json").read_text())
+    for path in records:
+        record = json.loads(path.read_text())
         run = record["run"]
+        shown = sorted(width for group in run["groups"].values() for width in group)[:SHOWN]
         for unit in record["units"]:
-            for width, after in unit["error_after"].items():
+            for width in set(shown) & set(unit["error_after"]):
                 rows.append({
                     "backbone": run["backbone"], "method": run["method"], "seed": run["seed"], "unit": unit["unit"],
-                    "width": width, "after": after,
+                    "width": width, "before": unit["error_before"][width], "after": unit["error_after"][width],
                     "h_before": unit.get("h_before") or None, "h_after": unit.get("h_after") or None,
                 })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def draw_errors(axes, rows: pd.DataFrame) -> None:
-    """Error after learning, block by block, of every method that learns blocks at this width."""
-    names = list(rows.unit.drop_duplicates())
+    """Error after learning, block by block, of every method that learns blocks at this width; PTMQ's before, too."""
+    rows = rows.drop_duplicates(["method", "seed", "unit"], keep="last")  # of two passes the second
+    names = max((list(part.unit.drop_duplicates()) for _, part in rows.groupby("method")), key=len)
+
+    def line(part: pd.DataFrame, column: str, label: str, **style) -> None:
+        found = part.groupby("unit")[column].agg(["mean", "std"]).reindex([n for n in names if n in set(part.unit)])
+        places, spread = [names.index(unit) for unit in found.index], found["std"].fillna(0)
+        axes.plot(places, found["mean"], label=label, **style)
+        low = (found["mean"] - spread).clip(lower=found["mean"] / 10)  # the axis is logarithmic
+        axes.fill_between(places, low, found["mean"] + spread, color=style["color"], alpha=0.2, linewidth=0)
+
     for method, part in sorted(rows.groupby("method"), key=lambda item: order(item[0])):
-        colour, marker, line = STYLES.get(method, OTHER)
-        after = part.groupby("unit", sort=False).after.mean()
-        places = [names.index(unit) for unit in after.index]
-        axes.plot(places, after, color=colour, marker=marker, linestyle=line, label=label_of(method))
+        colour, marker, style = STYLES.get(method, OTHER)
+        if method == "ptmq":
+            before = {"color": "#999999", "marker": ".", "linestyle": "--"}
+            line(part, "before", f"{label_of(method)}, before learning the block", **before)
+        line(part, "after", label_of(method), color=colour, marker=marker, linestyle=style, markersize=4)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize="small")
     axes.set_yscale("log")
     axes.set_ylabel("mean squared error of the output")
@@ -66,22 +78,24 @@ def draw_rounding(axes, rows: pd.DataFrame) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("names", nargs="+")
+    parser.add_argument("--records", type=Path, nargs="+", required=True)
     args = parser.parse_args()
-    rows = units(args.root, args.names)
-    panels = [(b, w) for b in rows.backbone.unique() for w in SHOWN if ((rows.backbone == b) & (rows.width == w)).any()]
-    figure, axes = plt.subplots(1, len(panels), figsize=(7 * len(panels), 4.5), squeeze=False, layout="constrained")
-    for axis, (backbone, width) in zip(axes.flat, panels, strict=True):
-        draw_errors(axis, rows[(rows.backbone == backbone) & (rows.width == width)])
-        axis.set_title(f"{backbone}, {width}")
+    rows = units(args.records)
+    backbones = list(rows.backbone.unique())
+    figure, axes = plt.subplots(
+        len(backbones), SHOWN, figsize=(7 * SHOWN, 4.5 * len(backbones)), squeeze=False, layout="constrained"
+    )
+    for line, backbone in zip(axes, backbones, strict=True):
+        mine = rows[rows.backbone == backbone]
+        for axis, width in zip(line, sorted(mine.width.unique()), strict=False):
+            draw_errors(axis, mine[mine.width == width])
+            axis.set_title(f"{backbone}, {width}")
     save(figure, args.out / "blocks")
     learned = rows[rows.h_after.notna() & (rows.method == "ptmq")]
     backbones = list(learned.backbone.unique())
-    figure, axes = plt.subplots(
-        1, max(1, len(backbones)), figsize=(6 * max(1, len(backbones)), 3.6), squeeze=False, layout="constrained"
-    )
+    count = max(1, len(backbones))
+    figure, axes = plt.subplots(1, count, figsize=(6 * count, 3.6), squeeze=False, layout="constrained")
     for axis, backbone in zip(axes.flat, backbones, strict=False):
         draw_rounding(axis, learned[learned.backbone == backbone])
         axis.set_title(f"{backbone}, PTMQ")

@@ -18,7 +18,19 @@ KEYS = ["backbone", "method", "variant", "label", "seed"]
 MEASURED = ["w_bits", "a_bits", "top1", "kl", "correct", "images"]
 COST = ["steps", "steps_all", "calibration_images", "seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
 COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", "fp_top1", *COST, "commit", "status"]
-COLUMNS += ["label", "in_groups", "kl", "correct", "images", "split", "dataset", "weights_sha256", "torch", "log"]
+COLUMNS += [
+    "label",
+    "in_groups",
+    "kl",
+    "correct",
+    "images",
+    "split",
+    "dataset",
+    "weights_sha256",
+    "torch",
+    "rounding_values",
+    "log",
+]
 NAME = re.compile(r"(?P<backbone>[^/]+)/(?P<method>[^/]+)/(?P<variant>[^/]+)/(?P<label>[^/]+)/seed(?P<seed>\d+)")
 
 
@@ -35,6 +47,7 @@ def rows_of_record(path: Path) -> list[dict]:
         "dataset": run.get("dataset"),
         "steps": protocol.get("steps", 0),
         "steps_all": sum(unit.get("steps", math.nan) for unit in record["units"]),
+        "rounding_values": sum(sum(unit.get("h_after") or []) for unit in record["units"]),
         "calibration_images": run.get("calibration_images", 0),
         "seconds": round(cost["seconds"], 1),
         "evaluation_seconds": round(cost["evaluation_seconds"], 1),

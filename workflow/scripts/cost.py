@@ -1,4 +1,6 @@
-"""The tidy CSV -> the figure of what accuracy costs: top-1 at the two lowest widths against seconds for all widths.
+"""The tidy CSV -> the figure of what accuracy costs: top-1 at the two lowest widths against seconds of calibration.
+
+A hollow point is one calibration, the full point beside it as many as serve all widths.
 
 cost.py --runs results/cifar10/runs.csv --out results/cifar10/figures
 """
@@ -9,27 +11,29 @@ from style import OTHER, STYLES, label_of, order, save
 from tables import KEYS, cost, runs_and_folder, with_width
 
 WIDTHS = 2  # of the bit groups, lowest first
+DEPTH = 13  # points below the best that a panel shows at most
 
 
-def draw(axes, runs: pd.DataFrame, seconds: pd.Series, width: str) -> None:
-    """One panel: a point a method, with the standard deviation over seeds."""
+def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
+    """One panel: two points a method, with the standard deviation over seeds."""
     at = runs[(runs.width == width) & (runs.variant == "default") & (runs.method != "fp32")]
     for method, part in sorted(at.groupby("method"), key=lambda item: order(item[0])):
+        key = (part.backbone.iloc[0], method, "default")
+        if key not in costs.index:
+            continue
         colour, marker, _ = STYLES.get(method, OTHER)
-        x = seconds.get((part.backbone.iloc[0], method, "default"))
-        if x is not None:
-            axes.errorbar(
-                x,
-                part.top1.mean(),
-                part.top1.std() if len(part) > 1 else 0,
-                color=colour,
-                marker=marker,
-                linestyle="none",
-                capsize=3,
-                label=label_of(method),
-            )
+        one, every = costs.loc[key, ["seconds_each", "seconds_all"]]
+        y, spread = part.top1.mean(), part.top1.std() if len(part) > 1 else 0
+        axes.plot([one, every], [y, y], color=colour, linewidth=0.8)
+        axes.plot([one], [y], color=colour, marker=marker, markerfacecolor="white", linestyle="none")
+        axes.errorbar([every], [y], spread, color=colour, marker=marker, linestyle="none", capsize=3,
+                      label=label_of(method))  # fmt: skip
+    top = at.groupby("method").top1.mean()
+    if len(top):
+        bottom = max(top.min(), top.max() - DEPTH)
+        axes.set_ylim(bottom - 0.08 * (top.max() - bottom) - 0.1, top.max() + 0.08 * (top.max() - bottom) + 0.1)
     axes.set_xscale("log")
-    axes.set_xlabel("seconds to serve all widths")
+    axes.set_xlabel("seconds of calibration: hollow for one, full for all widths")
     axes.set_ylabel("top-1 [%]")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small", loc="best")
@@ -37,7 +41,7 @@ def draw(axes, runs: pd.DataFrame, seconds: pd.Series, width: str) -> None:
 
 def main() -> None:
     runs, out = runs_and_folder(__doc__)
-    seconds = cost(runs).set_index(KEYS).seconds_all
+    costs = cost(runs).set_index(KEYS)
     done = with_width(runs[(runs.status == "done")]).astype({"in_groups": bool})
     panels = []
     learned = done[done.in_groups & (done.steps > 0)]
@@ -46,7 +50,7 @@ def main() -> None:
     rows, columns = max(1, -(-len(panels) // 2)), 2
     figure, axes = plt.subplots(rows, columns, figsize=(12, 4 * rows), squeeze=False, layout="constrained")
     for axis, (backbone, width) in zip(axes.flat, panels, strict=False):
-        draw(axis, done[done.backbone == backbone], seconds, width)
+        draw(axis, done[done.backbone == backbone], costs, width)
         axis.set_title(f"{backbone}, {width}")
     for axis in axes.flat[len(panels) :]:
         axis.remove()

@@ -1,10 +1,11 @@
-"""Run records -> MLflow: a parent run for the profile, a child for every record. Logging again doubles nothing.
+"""Run records -> MLflow: a parent run for every table, a child for every record. Logging again doubles nothing.
 
     log_mlflow.py --root results/digits --uri sqlite:///results/digits/mlflow.db --experiment digits
-        --out results/digits/mlflow.json --artifacts FILE ... --records FILE ...
+        --out results/digits/mlflow.json < parents.json
 
-A child is found again by the hash of its record; accuracy is a metric whose step is the activation or, where
-that is floating point, the weight width.
+parents.json maps the name of a parent to {"artifacts": [FILE ...], "records": [FILE ...]}. A child is found again by
+the hash of its record; accuracy is a metric whose step is the weight bits (of a mixed-precision network: a hundred
+times their average).
 """
 
 import argparse
@@ -52,16 +53,19 @@ def parameters(record: dict) -> list[Param]:
 
 
 def metrics(record: dict, now: int) -> list[Metric]:
-    """Accuracy by width, cost, and the reconstruction loss of every unit."""
+    """Accuracy by width, cost, and the reconstruction loss of every unit; or the points of a frontier."""
     found = [Metric("fp_top1", record["fp_top1"], now, 0)]
+    for point in record.get("points", []):
+        found.append(Metric(f"top1_{point['kind']}", point["top1"], now, round(100 * point["average_bits"])))
+    found += [Metric(key, value, now, 0) for key, value in record.get("switching", {}).items()]
     groups = [width for group in (record["run"].get("groups") or {}).values() for width in group]
-    for line in record["results"]:
+    for line in record.get("results", []):
         # one curve over the widths that a multi-bit network switches between, one for each activation width beside
         curve = "top1" if line["width"] in groups else f"top1_A{line['a_bits']}"
         found.append(Metric(curve, line["top1"], now, line["w_bits"]))
         found.append(Metric(f"top1_{line['width']}", line["top1"], now, line["w_bits"]))
-    found += [Metric(key, value, now, 0) for key, value in record["cost"].items()]
-    for index, unit in enumerate(record["units"]):
+    found += [Metric(key, value, now, 0) for key, value in record.get("cost", {}).items()]
+    for index, unit in enumerate(record.get("units", [])):
         name = f"loss.{index:02d}.{unit['unit']}"
         found += [Metric(name, value, now, step) for step, value in enumerate(unit["loss"])]
         found += [Metric(f"error_after.{w}", value, now, index) for w, value in unit["error_after"].items()]
@@ -71,7 +75,8 @@ def metrics(record: dict, now: int) -> list[Metric]:
 def log_record(client: MlflowClient, experiment_id: str, parent: str, path: Path, digest: str, root: Path) -> None:
     """One child run; the tag that marks it as complete comes last."""
     record = json.loads(path.read_text())
-    name = str(path.relative_to(root / "records").with_suffix(""))
+    kind, *rest = path.relative_to(root).with_suffix("").parts
+    name = "/".join(rest) if kind == "records" else "/".join([kind, *rest])
     run = client.create_run(experiment_id, tags={PARENT_TAG: parent}, run_name=name).info.run_id
     found = metrics(record, int(time.time() * 1000))
     client.log_batch(run, params=parameters(record))
@@ -91,31 +96,30 @@ def main() -> None:
     parser.add_argument("--uri", required=True)
     parser.add_argument("--experiment", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--artifacts", nargs="*", default=[])
-    parser.add_argument("--records", nargs="+", type=Path, required=True)
     args = parser.parse_args()
+    asked = json.load(sys.stdin)
     try:
         client = MlflowClient(args.uri)
         experiment_id = experiment(client, args.experiment, args.root)
         parents = tagged(client, experiment_id, PARENT)
     except Exception as error:  # whatever the server or its driver raises: the results stay where they are
         sys.exit(f"error: MLflow at {args.uri} cannot be reached: {error}. The results are kept; run again later.")
-    parent = parents.get(args.experiment)
-    if parent is None:
-        parent = client.create_run(experiment_id, tags={PARENT: args.experiment}, run_name=args.experiment).info.run_id
-        client.set_terminated(parent, "FINISHED")
-    known, new = tagged(client, experiment_id, HASH), 0
-    for path in args.records:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest not in known:
-            log_record(client, experiment_id, parent, path, digest, args.root)
-            new += 1
-    for artifact in args.artifacts:
-        client.log_artifact(parent, artifact)
-    args.out.write_text(
-        json.dumps({"uri": args.uri, "experiment": args.experiment, "records": len(args.records)}) + "\n"
-    )
-    print(f"{new} new of {len(args.records)} records; mlflow ui --backend-store-uri {args.uri}")
+    known, new, count = tagged(client, experiment_id, HASH), 0, 0
+    for name, files in asked.items():
+        parent = parents.get(name)
+        if parent is None:
+            parent = client.create_run(experiment_id, tags={PARENT: name}, run_name=name).info.run_id
+            client.set_terminated(parent, "FINISHED")
+        for path in map(Path, files["records"]):
+            count += 1
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            if digest not in known:
+                log_record(client, experiment_id, parent, path, digest, args.root)
+                new += 1
+        for artifact in files["artifacts"]:
+            client.log_artifact(parent, artifact)
+    args.out.write_text(json.dumps({"uri": args.uri, "experiment": args.experiment, "records": count}) + "\n")
+    print(f"{new} new of {count} records; mlflow ui --backend-store-uri {args.uri}")
 
 
 if __name__ == "__main__":

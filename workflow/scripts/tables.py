@@ -2,7 +2,7 @@
 
     tables.py --runs results/digits/runs.csv --out results/digits/tables
 
-Each is written as CSV, Markdown and LaTeX.
+Each is written as CSV, Markdown, LaTeX and HTML.
 """
 
 import argparse
@@ -18,6 +18,10 @@ GIVEN = {
     "seconds_each": "s a calibration",
     "seconds_all": "s for all widths",
 }
+STYLE = """<!doctype html><meta charset="utf-8"><style>
+body { font: 14px sans-serif } table { border-collapse: collapse; margin: 1em }
+th, td { padding: 3px 9px; text-align: left; border-bottom: 1px solid #ddd }
+</style>"""
 FIRST, LAST = ["fp32", "nearest_minmax", "nearest_mse"], ["ptmq"]  # ceiling, floor, ..., the method of the suite
 
 
@@ -106,12 +110,15 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write(table: pd.DataFrame, path: Path, by: str | None = "backbone") -> None:
-    """One table as CSV; as Markdown and LaTeX in parts, one for each value of `by`, without empty columns."""
+    """One table as CSV; as Markdown, LaTeX and HTML in parts, one for each value of `by`, without empty columns."""
     table.to_csv(path.with_suffix(".csv"), index=False)
     parts = [table] if by is None else [part for _, part in table.groupby(by, sort=False)]
     parts = [part.loc[:, (part != "").any()] for part in parts]
     path.with_suffix(".md").write_text("\n".join(map(_markdown, parts)))
     path.with_suffix(".tex").write_text("\n".join(map(_latex, parts)))
+    with pd.option_context("display.max_colwidth", None):
+        pages = [part.to_html(index=False, border=0) for part in parts]
+    path.with_suffix(".html").write_text("\n".join([STYLE, *pages]) + "\n")
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -11,6 +11,7 @@ ours lies within the tolerance of the paper's value (for a claim without one: on
 import argparse
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Runs:
     """Top-1 by method, variant, width and seed on one backbone."""
 
     def __init__(self, runs: pd.DataFrame, backbone: str):
+        self.backbone = backbone
         done = with_width(runs[(runs.status == "done") & (runs.backbone == backbone)])
         self.top1 = done.set_index(["method", "variant", "width", "seed"]).top1.sort_index()
         self.groups = list(done[done.in_groups.astype(bool)].sort_values("w_bits").width.drop_duplicates())
@@ -81,9 +83,16 @@ def not_run(claim: str, paper: str, reason: str) -> dict:
 
 
 # ---------------------------------------------------------------- the claims
-def one_calibration(main: Runs, **_) -> tuple[Estimate, str]:
+READINGS = {  # what "with" and "without" the GD-Loss may mean: variants of PTMQ, and in words
+    "figure-1 form, against every width to FP": ("gd_figure1", "gd_none"),
+    "figure-1 form, against its mix term alone": ("gd_figure1", "gd_figure1_gamma_0"),
+    "later form, against every width to FP": ("default", "gd_none"),
+}
+
+
+def one_calibration(runs: Runs) -> tuple[Estimate, str]:
     """PTMQ minus rounding to nearest with the same step sizes, at the width where it gains least."""
-    gains = {width: main.difference(("ptmq", width), ("nearest_mse", width)) for width in main.groups}
+    gains = {width: runs.difference(("ptmq", width), ("nearest_mse", width)) for width in runs.groups}
     worst = min(gains, key=lambda width: gains[width].mean)
     best = max(gains, key=lambda width: gains[width].mean)
     return gains[worst], f"least gain over nearest, at {worst}; most at {best}: {gains[best].mean:+.2f}"
@@ -91,81 +100,79 @@ def one_calibration(main: Runs, **_) -> tuple[Estimate, str]:
 
 def near_single_width(width: str) -> Callable:
     """PTMQ minus QDrop calibrated for that width alone."""
-    return lambda main, **_: (
-        main.difference(("ptmq", width), ("qdrop", width)),
-        "PTMQ minus QDrop, same step sizes, CIFAR-10",
+    return lambda runs: (
+        runs.difference(("ptmq", width), ("qdrop", width)),
+        "PTMQ minus QDrop, same images and step-size search; the paper's difference is on ImageNet",
     )
 
 
-def gd_gain(width: str) -> Callable:
-    """The form of figure 1 minus no GD-Loss."""
-
-    def gain(ablations: Runs, **_) -> tuple[Estimate, str]:
-        later = ablations.difference(("ptmq", width), ("ptmq", width, "gd_none"))
-        figure1 = ablations.difference(("ptmq", width, "gd_figure1"), ("ptmq", width, "gd_none"))
-        return figure1, f"figure-1 form minus no GD-Loss, γ = 1; the later form: {later.mean:+.2f}"
-
-    return gain
+def gd_gain(width: str, with_gd: str, without: str) -> Callable:
+    """One variant minus another at a width."""
+    return lambda runs: (
+        runs.difference(("ptmq", width, with_gd), ("ptmq", width, without)),
+        f"{with_gd} minus {without}, γ = 1",
+    )
 
 
-def gd_more_at_low(ablations: Runs, **_) -> tuple[Estimate, str]:
+def gd_more_at_low(with_gd: str, without: str) -> Callable:
     """Gain at 3 bits minus gain at 5 bits."""
-    gains = [
-        ablations.of("ptmq", width, "gd_figure1") - ablations.of("ptmq", width, "gd_none") for width in ("W3A3", "W5A5")
-    ]
-    return estimate(list((gains[0] - gains[1]).dropna())), "gain at W3A3 minus gain at W5A5, figure-1 form"
+
+    def measure(runs: Runs) -> tuple[Estimate, str]:
+        low, high = (runs.of("ptmq", w, with_gd) - runs.of("ptmq", w, without) for w in ("W3A3", "W5A5"))
+        return estimate(list((low - high).dropna())), "gain at W3A3 minus gain at W5A5"
+
+    return measure
 
 
-def case3_best(ablations: Runs, **_) -> tuple[Estimate, str]:
+def case3_best(runs: Runs) -> tuple[Estimate, str]:
     """Case 3 minus the best other case at 3 bits."""
-    others = {case: ablations.difference(("ptmq", "W3A3"), ("ptmq", "W3A3", f"mfm_{case}")) for case in ("1", "2")}
+    others = {case: runs.difference(("ptmq", "W3A3"), ("ptmq", "W3A3", f"mfm_{case}")) for case in ("1", "2")}
     hardest = min(others, key=lambda case: others[case].mean)
-    unmixed = ablations.difference(("ptmq", "W3A3"), ("ptmq", "W3A3", "mfm_none"))
+    unmixed = runs.difference(("ptmq", "W3A3"), ("ptmq", "W3A3", "mfm_none"))
     return others[hardest], f"case 3 minus case {hardest} at W3A3; minus no mixing: {unmixed.mean:+.2f}"
 
 
-def verdicts(published: dict, main: Runs, ablations: Runs, switching: list[dict]) -> list[dict]:
-    """Every claim that can be tested."""
-    claims = published["claims"]
-    rows = []
-
-    def add(name: str, measure: Callable, tolerance: float, least: float | None = None) -> None:
-        claim = claims[name]
-        paper = claim.get("value")
-        said = f"{paper:+g}" if paper is not None else "yes"
-        try:
-            ours, reason = measure(main=main, ablations=ablations)
-        except Missing as missing:
-            rows.append(not_run(claim["text"], said, str(missing)))
-            return
-        if least is None:
-            verdict, delta = judge_value(ours, paper, tolerance), ours.mean - paper
-        else:
-            verdict, delta = judge_side(ours, least), ours.mean - least
-        rows.append(row(claim["text"], said, ours, delta, tolerance, verdict, reason))
-
-    add("one_calibration", one_calibration, NOISE, least=-NOISE)
-    add("mfm_case3_best", case3_best, 0, least=0)
-    add("gd_gain_w3a3", gd_gain("W3A3"), POINT)
-    add("gd_gain_w5a5", gd_gain("W5A5"), POINT / 2)
-    add("gd_more_at_low_widths", gd_more_at_low, 0, least=0)
-    add("near_single_width_w3a3", near_single_width("W3A3"), POINT)
-    add("near_single_width_w4a4", near_single_width("W4A4"), POINT)
-    rows.append(recalibration(claims["no_recalibration"], switching))
-    rows.append(
-        not_run(
-            claims["speed_up"]["text"],
-            f"{claims['speed_up']['value']} x",
-            "needs a multi-bit method that is trained, in the same run",
-        )
-    )
-    return rows
+def judged(claim: dict, runs: Runs, measure: Callable, tolerance: float, least: float | None = None, how="") -> dict:
+    """A claim's line: against the paper's value, or against a side where `least` is given; `how` it is read."""
+    paper = claim.get("value")
+    said = f"{paper:+g}" if paper is not None else "yes"
+    text = f"{claim['text']}{', ' + how if how else ''} [{runs.backbone}]"
+    try:
+        ours, reason = measure(runs)
+    except Missing as missing:
+        return not_run(text, said, str(missing))
+    if least is None:
+        return row(text, said, ours, ours.mean - paper, tolerance, judge_value(ours, paper, tolerance), reason)
+    return row(text, said, ours, ours.mean - least, tolerance, judge_side(ours, least), reason)
 
 
-def recalibration(claim: dict, switching: list[dict]) -> dict:
+def main_claims(claims: dict, runs: Runs, switching: list[dict]) -> list[dict]:
+    """What the runs of all methods say about PTMQ on one backbone."""
+    return [
+        judged(claims["one_calibration"], runs, one_calibration, NOISE, least=-NOISE),
+        judged(claims["near_single_width_w3a3"], runs, near_single_width("W3A3"), POINT),
+        judged(claims["near_single_width_w4a4"], runs, near_single_width("W4A4"), POINT),
+        recalibration(claims["no_recalibration"], runs.backbone, switching),
+    ]
+
+
+def ablation_claims(claims: dict, runs: Runs) -> list[dict]:
+    """What the variants of PTMQ say about its parts on one backbone; a reading of the GD-Loss is a line."""
+    lines = [judged(claims["mfm_case3_best"], runs, case3_best, 0, least=0)]
+    for how, pair in READINGS.items():
+        lines += [
+            judged(claims["gd_gain_w3a3"], runs, gd_gain("W3A3", *pair), POINT, how=how),
+            judged(claims["gd_gain_w5a5"], runs, gd_gain("W5A5", *pair), POINT / 2, how=how),
+            judged(claims["gd_more_at_low_widths"], runs, gd_more_at_low(*pair), 0, least=0, how=how),
+        ]
+    return lines
+
+
+def recalibration(claim: dict, backbone: str, switching: list[dict]) -> dict:
     """Images needed to switch the network."""
+    text = f"{claim['text']} [{backbone}]"
     if not switching:
-        return not_run(claim["text"], "0 images", "needs the mixed-precision stage")
+        return not_run(text, "0 images", "needs the mixed-precision stage")
     images = estimate([part["switch_images"] for part in switching])
     ms = estimate([part["switch_ms"] for part in switching])
     adaptive = switching[0]
@@ -173,7 +180,18 @@ def recalibration(claim: dict, switching: list[dict]) -> dict:
         f"a switch takes {ms.mean:.2g} ms; AdaptiveBN would take {adaptive['adaptive_bn_images']:,} images "
         f"and {adaptive['adaptive_bn_ms'] / 1000:.3g} s"
     )
-    return row(claim["text"], "0 images", images, images.mean, 0, "match" if images.mean == 0 else "off", reason)
+    return row(text, "0 images", images, images.mean, 0, "match" if images.mean == 0 else "off", reason)
+
+
+def cost_claims(published: dict) -> list[dict]:
+    """Published costs: none of them can be measured without the paper's images and hardware."""
+    claim = published["claims"]["speed_up"]
+    rows = [not_run(claim["text"], f"{claim['value']} x", "needs a multi-bit method that is trained, in the same run")]
+    return rows + [
+        not_run(f"{entry['method']} on {entry['backbone']}, cost", f"{entry['minutes']:,} minutes, {entry['device']}",
+                "needs ImageNet and that device")
+        for entry in published["cost"]
+    ]  # fmt: skip
 
 
 def cells(published: dict, runs: pd.DataFrame) -> list[dict]:
@@ -200,21 +218,31 @@ def cells(published: dict, runs: pd.DataFrame) -> list[dict]:
     return found
 
 
+def backbones_of(runs: pd.DataFrame) -> list[str]:
+    """Those that PTMQ was run on."""
+    return list(runs[(runs.method == "ptmq") & (runs.status == "done")].backbone.drop_duplicates())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--published", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--ablations", type=Path)
     parser.add_argument("--mixed", type=Path, nargs="*", default=[])
-    parser.add_argument("--backbone", required=True, help="the network that the claims are tested on")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     published = yaml.safe_load(args.published.read_text())
     runs = pd.read_csv(args.runs)
     ablations = pd.read_csv(args.ablations) if args.ablations else runs
-    switching = [json.loads(path.read_text())["switching"] for path in args.mixed]
-    rows = verdicts(published, Runs(runs, args.backbone), Runs(ablations, args.backbone), switching)
-    rows += cells(published, runs)
+    switching = defaultdict(list)
+    for record in (json.loads(path.read_text()) for path in args.mixed):
+        switching[record["run"]["backbone"]].append(record["switching"])
+    rows = []
+    for backbone in backbones_of(runs):
+        rows += main_claims(published["claims"], Runs(runs, backbone), switching[backbone])
+    for backbone in backbones_of(ablations)[: None if args.ablations else 1]:  # one network's lines say what is missing
+        rows += ablation_claims(published["claims"], Runs(ablations, backbone))
+    rows += cost_claims(published) + cells(published, runs)
     args.out.mkdir(parents=True, exist_ok=True)
     write(pd.DataFrame(rows, columns=COLUMNS), args.out / "verdict", by=None)
 

@@ -1,8 +1,8 @@
-"""The tidy CSV -> figures: top-1 against bit-width for every method.
+"""The tidy CSV -> the figure of top-1 against bit-width for every method.
 
 One panel a backbone for the widths of its bit groups, and one for the other widths that were run.
 
-    figures.py --runs results/digits/runs.csv --out results/digits/figures
+    accuracy.py --runs results/digits/runs.csv --out results/digits/figures
 
 The mean over seeds with a band of ± one standard deviation; written as PDF, SVG and PNG.
 """
