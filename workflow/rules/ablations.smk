@@ -7,7 +7,7 @@ for ablation in ABLATIONS:
             f"ablation_{ablation}"
         input:
             records=lambda wildcards, ablation=ablation: ablation_records(ablation),
-            code=scripts("ablation", "collect", "intervals", "style", "tables"),
+            code=scripts("ablation", "collect", "intervals", "paired", "style", "tables"),
         output:
             report(ablation_outputs(ablation), category="Ablations", caption=f"../captions/ablation_{ablation}.rst"),
         log:

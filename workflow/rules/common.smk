@@ -105,7 +105,8 @@ def scripts(*names):
 def outputs(folder, name):
     """The files of a table or of a figure."""
     return expand(
-        f"{OUT}/{folder}/{name}.{{ext}}", ext={"tables": ["csv", "html", "md", "tex"], "figures": ["pdf", "svg", "png"]}[folder]
+        f"{OUT}/{folder}/{name}.{{ext}}",
+        ext={"tables": ["csv", "html", "md", "tex"], "figures": ["pdf", "svg", "png"]}[folder],
     )
 
 

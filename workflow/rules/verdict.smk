@@ -11,7 +11,7 @@ rule verdict:
         mixed=MIXED,
         ablations=ABLATION_RUNS,
         published="workflow/published.yaml",
-        code=scripts("verdict", "intervals", "tables"),
+        code=scripts("verdict", "intervals", "paired", "tables"),
     output:
         report(VERDICT, category="Verdict", caption="../captions/verdict.rst"),
     log:

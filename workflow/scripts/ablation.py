@@ -2,7 +2,7 @@
 
     ablation.py --root results/cifar10_ablations --name gd --records RECORD ...
 
-Rows are variants; cells are mean top-1, and the change from the default at the two lowest widths, paired by seed.
+Rows are variants; cells are mean top-1, and the change from the default at the three lowest widths, paired by seed.
 """
 
 import argparse
@@ -12,28 +12,31 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from collect import rows_of_record
-from intervals import Estimate, estimate
+from intervals import Estimate
+from paired import Missing, Runs
 from style import save
 from tables import mean_sd, with_width, write
 
-SHOWN = 3  # widths in the figure, lowest first
+SHOWN = 3  # widths whose change is shown, lowest first
 FILLS = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."))  # colour, and hatch for reading in grey
 
 
 def changes(runs: pd.DataFrame, variant: str, width: str) -> Estimate:
-    """Top-1 of a variant minus that of the default with the same seed."""
-    at = runs[(runs.method == "ptmq") & (runs.width == width)].set_index(["variant", "seed"]).top1
-    seeds = at.loc[variant].index.intersection(at.loc["default"].index)
-    return estimate(list(at.loc[variant].loc[seeds] - at.loc["default"].loc[seeds]))
+    """Top-1 of a variant minus that of the default with the same seed; NaN where one of them was not run."""
+    try:
+        return Runs(runs, runs.backbone.iloc[0]).difference(("ptmq", width, variant), ("ptmq", width))
+    except Missing:
+        return Estimate(math.nan, math.nan, 0, math.nan)
 
 
 def row_of(runs: pd.DataFrame, method: str, variant: str) -> dict:
-    """One variant: top-1 at every width, its change at the lowest two, what it was given."""
+    """One variant: top-1 at every width, its change at the lowest three, what it was given."""
     part = runs[(runs.method == method) & (runs.variant == variant)]
     row = {"backbone": part.backbone.iloc[0], "method": method, "variant": variant, "seeds": part.seed.nunique()}
     row |= {width: mean_sd(part[part.width == width].top1) for width in widths_of(runs) if (part.width == width).any()}
     if method == "ptmq" and variant != "default":
-        row |= {f"change {width}": str(changes(runs, variant, width)) for width in widths_of(runs)[:2]}
+        found = {width: changes(runs, variant, width) for width in widths_of(runs)[:SHOWN]}
+        row |= {f"change {width}": str(change) for width, change in found.items() if change.n}
     if part.rounding_values.iloc[0]:  # hard rounding values take one bit each
         row["R [KiB]"] = f"{part.rounding_values.iloc[0] / 8 / 1024:.2f}"
     return row | {"images": part.calibration_images.iloc[0], "s": f"{part.seconds.mean():.0f}"}

@@ -1,0 +1,34 @@
+"""Top-1 of the runs on one backbone, and differences between them that are paired by seed."""
+
+import pandas as pd
+from intervals import Estimate, estimate
+from tables import with_width
+
+
+class Missing(Exception):
+    """Runs that a claim needs are not there; the text says which."""
+
+
+class Runs:
+    """Top-1 by method, variant, width and seed on one backbone."""
+
+    def __init__(self, runs: pd.DataFrame, backbone: str):
+        self.backbone = backbone
+        done = with_width(runs[(runs.status == "done") & (runs.backbone == backbone)])
+        self.top1 = done.set_index(["method", "variant", "width", "seed"]).top1.sort_index()
+        self.groups = list(done[done.in_groups.astype(bool)].sort_values("w_bits").width.drop_duplicates())
+
+    def of(self, method: str, width: str, variant: str = "default") -> pd.Series:
+        """Top-1 by seed. Raises Missing where there is none."""
+        try:
+            return self.top1.loc[(method, variant, width)]
+        except KeyError:
+            raise Missing(f"needs {method} ({variant}) at {width}") from None
+
+    def difference(self, one: tuple, other: tuple) -> Estimate:
+        """The first minus the second, paired by seed; each is (method, width) or (method, width, variant)."""
+        a, b = self.of(*one), self.of(*other)
+        seeds = a.index.intersection(b.index)
+        if seeds.empty:
+            raise Missing(f"needs {one} and {other} with the same seed")
+        return estimate(list(a.loc[seeds] - b.loc[seeds]))
