@@ -166,6 +166,8 @@ def test_the_frontier_is_a_table_and_a_figure(root):
     assert table.loc["3.50", ["kind", "average_bits", "kib", "seeds", "top1"]].tolist() == [
         "mixed", "3.50", "35.0", "2", "85.50 ± 0.71"]  # fmt: skip
     assert {path.suffix for path in (root / "figures").glob("frontier.*")} == {".pdf", ".svg", ".png"}
+    switching = pd.read_csv(root / "tables/switching.csv").set_index("backbone")
+    assert switching.loc["toy", ["ms a switch", "images a switch", "seeds"]].tolist() == [0.1, 0, 2]
 
 
 def test_an_ablation_compares_variants_with_the_default_seed_by_seed(root):

@@ -2,7 +2,7 @@
 
 TABLES = [path for table in ("accuracy", "divergence", "cost") for path in outputs("tables", table)]
 ACCURACY, BLOCKS, ROUNDING, COST = (outputs("figures", name) for name in ("accuracy", "blocks", "rounding", "cost"))
-FRONTIER = outputs("tables", "frontier") + outputs("figures", "frontier")
+FRONTIER = outputs("tables", "frontier") + outputs("figures", "frontier") + outputs("tables", "switching")
 RECORDS = files("records", NAMES)
 DEFAULTS = [name for name, run in RUNS.items() if run.variant == "default"]
 LEARNED = files("records", [name for name in DEFAULTS if not RUNS[name].method.startswith("nearest")])
@@ -120,7 +120,7 @@ rule figures:
 
 
 rule frontier:
-    # Accuracy against average bits and against size, a width for every block.
+    # Accuracy against average bits and against size, a width for every block; what a switch costs.
     input:
         records=MIXED,
         code=scripts("frontier", "style", "tables"),

@@ -1,8 +1,9 @@
-"""Mixed-precision records -> the frontier's table and figure: top-1 against average weight bits and model size.
+"""Mixed-precision records -> the frontier, top-1 against average weight bits and model size; and what a switch costs.
 
     frontier.py --out results/cifar10 --records results/cifar10/mixed/resnet20/ptmq/default/multi/seed0.json ...
 
-The mean over seeds with its standard deviation; written to tables/frontier.* and figures/frontier.*.
+The mean over seeds with its standard deviation; written to tables/frontier.*, figures/frontier.* and
+tables/switching.*.
 """
 
 import argparse
@@ -18,14 +19,29 @@ KINDS = {"uniform": ("#56B4E9", "o", "--"), "mixed": ("#D55E00", "s", "-")}
 COLUMNS = {"average_bits": "average weight bits", "kib": "packed weights [KiB]"}
 
 
-def points(paths: list[Path]) -> pd.DataFrame:
+SWITCHING = {
+    "switch_ms": "ms a switch",
+    "switch_images": "images a switch",
+    "prepared_mib": "MiB of prepared weights",
+    "adaptive_bn_ms": "ms of AdaptiveBN",
+    "adaptive_bn_images": "images of AdaptiveBN",
+}
+
+
+def points(records: list[dict]) -> pd.DataFrame:
     """One row a record and point."""
     rows = []
-    for path in paths:
-        record = json.loads(path.read_text())
+    for record in records:
         shared = {"backbone": record["run"]["backbone"], "seed": record["run"]["seed"], "fp_top1": record["fp_top1"]}
         rows += [shared | point | {"split": record["split"]} for point in record["points"]]
     return pd.DataFrame(rows)
+
+
+def switching(records: list[dict]) -> pd.DataFrame:
+    """What switching the whole network costs, beside re-estimating BatchNorm: means over the seeds."""
+    rows = [{"backbone": record["run"]["backbone"], **record["switching"]} for record in records]
+    means = pd.DataFrame(rows).groupby("backbone").mean().rename(columns=SWITCHING).map("{:.4g}".format)
+    return means.assign(seeds=pd.DataFrame(rows).groupby("backbone").size()).reset_index()
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -68,10 +84,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--records", type=Path, nargs="+", required=True)
     args = parser.parse_args()
-    table = points(args.records)
+    records = [json.loads(path.read_text()) for path in args.records]
+    table = points(records)
     means = summary(table)
     (args.out / "tables").mkdir(parents=True, exist_ok=True)
     write(as_text(means), args.out / "tables" / "frontier")
+    write(switching(records), args.out / "tables" / "switching", by=None)
     backbones = sorted(means.backbone.unique())
     figure, panels = plt.subplots(
         len(backbones), 2, figsize=(12, 4.2 * len(backbones)), squeeze=False, layout="constrained"
