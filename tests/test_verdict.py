@@ -116,10 +116,10 @@ def test_the_distillation_claim_is_judged_for_every_reading(tmp_path):
         return found.loc[f"{claim}, {reading} [resnet20]", ["ours", "verdict"]].tolist()
 
     gain = "GD-Loss adds about 3 points at 3 bits"
-    assert line(gain, "figure-1 form, against every width to FP") == ["2.8", "match"]
-    assert line(gain, "figure-1 form, against its mix term alone") == ["0.5", "near"]
-    assert line(gain, "later form, against every width to FP") == ["-2.0", "off"]
-    assert line("GD-Loss adds about 1 point at 5 bits", "figure-1 form, against every width to FP") == ["0.1", "near"]
+    assert line(gain, "figure-1 form, against every width to FP") == ["2.80", "match"]
+    assert line(gain, "figure-1 form, against its mix term alone") == ["0.50", "near"]
+    assert line(gain, "later form, against every width to FP") == ["-2.00", "off"]
+    assert line("GD-Loss adds about 1 point at 5 bits", "figure-1 form, against every width to FP") == ["0.10", "near"]
     more = "GD-Loss helps more at 3 bits than at 5"
     assert line(more, "figure-1 form, against every width to FP")[1] == "match"
     assert line(more, "later form, against every width to FP")[1] == "off"
@@ -132,4 +132,4 @@ def test_every_network_that_ptmq_ran_on_has_its_lines(tmp_path):
     both.to_csv(tmp_path / "runs.csv", index=False)
     found = verdict_of(tmp_path)
     for backbone in ("resnet20", "resnet56"):
-        assert found.loc[f"one calibration serves all bit-widths [{backbone}]", "ours"] == "10.0"
+        assert found.loc[f"one calibration serves all bit-widths [{backbone}]", "ours"] == "10.00"
