@@ -150,7 +150,8 @@ def frontier_record(root, seed: int) -> None:
     ]  # fmt: skip
     body = record("ptmq", "multi", seed, {})
     body = {key: body[key] for key in ("run", "protocol", "environment", "commit", "fp_top1", "split", "sha256")}
-    body |= {"points": points, "switching": {"switch_ms": 0.1, "switch_images": 0}}
+    body |= {"points": points, "switching": {
+        "switch_ms": 0.1, "switch_images": 0, "prepared_mib": 2.0, "adaptive_bn_ms": 1500.0, "adaptive_bn_images": 12800}}  # fmt: skip
     path = root / f"mixed/toy/ptmq/default/multi/seed{seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(body))
@@ -167,7 +168,8 @@ def test_the_frontier_is_a_table_and_a_figure(root):
         "mixed", "3.50", "35.0", "2", "85.50 ± 0.71"]  # fmt: skip
     assert {path.suffix for path in (root / "figures").glob("frontier.*")} == {".pdf", ".svg", ".png"}
     switching = pd.read_csv(root / "tables/switching.csv").set_index("backbone")
-    assert switching.loc["toy", ["ms a switch", "images a switch", "seeds"]].tolist() == [0.1, 0, 2]
+    assert switching.loc["toy", ["ms a switch", "images a switch", "s of AdaptiveBN", "seeds"]].tolist() == [
+        0.1, 0, 1.5, 2]  # fmt: skip
 
 
 def test_an_ablation_compares_variants_with_the_default_seed_by_seed(root):

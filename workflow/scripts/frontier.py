@@ -19,15 +19,6 @@ KINDS = {"uniform": ("#56B4E9", "o", "--"), "mixed": ("#D55E00", "s", "-")}
 COLUMNS = {"average_bits": "average weight bits", "kib": "packed weights [KiB]"}
 
 
-SWITCHING = {
-    "switch_ms": "ms a switch",
-    "switch_images": "images a switch",
-    "prepared_mib": "MiB of prepared weights",
-    "adaptive_bn_ms": "ms of AdaptiveBN",
-    "adaptive_bn_images": "images of AdaptiveBN",
-}
-
-
 def points(records: list[dict]) -> pd.DataFrame:
     """One row a record and point."""
     rows = []
@@ -39,9 +30,17 @@ def points(records: list[dict]) -> pd.DataFrame:
 
 def switching(records: list[dict]) -> pd.DataFrame:
     """What switching the whole network costs, beside re-estimating BatchNorm: means over the seeds."""
-    rows = [{"backbone": record["run"]["backbone"], **record["switching"]} for record in records]
-    means = pd.DataFrame(rows).groupby("backbone").mean().rename(columns=SWITCHING).map("{:.4g}".format)
-    return means.assign(seeds=pd.DataFrame(rows).groupby("backbone").size()).reset_index()
+    rows = pd.DataFrame([{"backbone": record["run"]["backbone"], **record["switching"]} for record in records])
+    means = rows.groupby("backbone").mean()
+    table = pd.DataFrame({
+        "ms a switch": means.switch_ms.map("{:.3f}".format),
+        "images a switch": means.switch_images.astype(int),
+        "MiB of prepared weights": means.prepared_mib.map("{:.1f}".format),
+        "s of AdaptiveBN": (means.adaptive_bn_ms / 1000).map("{:.1f}".format),
+        "images of AdaptiveBN": means.adaptive_bn_images.astype(int),
+        "seeds": rows.groupby("backbone").size(),
+    })  # fmt: skip
+    return table.reset_index()
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
