@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmq import mixed_precision, record
+from ptmq.bit_operations import bit_operations
 from ptmq.bits import BitWidth
 from ptmq.calibration import calibration_index, open_images
 from ptmq.config import Run
@@ -112,13 +113,18 @@ def frontier(
     chosen = assignments(model, choices, bits, kib)
     fp = outputs_of_fp(model, fp_outputs, run.backbone, split, images, device)
     switches = {key: partial(mixed_precision.apply, model, assignment) for key, assignment in chosen.items()}
+    operations = {}
+    for key, switch in switches.items():
+        switch()
+        operations[key] = bit_operations(model, calibration[:1])
     points = []
     for key, (right, kl) in score(model, switches, images, fp, device).items():
         (kind, budget), assignment = key, chosen[key]
         points.append({
             "kind": kind, "budget": budget,
             "average_bits": round(choices.average_bits(assignment), 4),
-            "kib": round(choices.kib(assignment), 2), "top1": record.top1(right, len(images)),
+            "kib": round(choices.kib(assignment), 2), "bit_operations": operations[key],
+            "top1": record.top1(right, len(images)),
             "kl": round(kl, 6), "expected_kl": round(choices.cost(assignment), 6), "correct": right,
             "images": len(images),
             "assignment": {unit: str(width) for unit, width in assignment.items()},

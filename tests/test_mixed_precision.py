@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import GROUPS, toy_model
 
+from ptmq.bit_operations import bit_operations
 from ptmq.bits import BitWidth
 from ptmq.errors import InputError
 from ptmq.mixed_precision import Choices, apply, measure, search
@@ -84,3 +85,16 @@ def test_a_size_is_a_budget_too(model, images):
     found = search(choices, choices.bits_within(choices.kib(uniform)))
     assert choices.kib(found) <= choices.kib(uniform) + 1e-9
     assert choices.cost(found) <= choices.cost(uniform)
+
+
+def test_bit_operations_follow_the_widths_of_both_operands(model, images):
+    """The toy by hand: a stem of 2 -> 8, two blocks of two 8 -> 8, all 3x3 on 6x6, and a head of 8 -> 4."""
+    stem, conv, head = 36 * 8 * 2 * 9, 36 * 8 * 8 * 9, 8 * 4
+    apply(model, {"blocks.0": W3, "blocks.1": W8})
+    expected = stem * 8 * 8  # 8-bit pixels, weights of the edge width
+    expected += conv * 3 * 3 * 2  # what the stem puts out has the width of the first block
+    expected += conv * 8 * 3 + conv * 8 * 8  # the first layer of a block reads what the block before puts out
+    expected += head * 8 * 8
+    assert bit_operations(model, images[:1]) == expected
+    model.set_bits(32, 32)
+    assert bit_operations(model, images[:1]) == (stem * 8 + 4 * conv * 32 + head * 32) * 32

@@ -142,7 +142,7 @@ def test_without_partial_a_missing_record_is_an_error(root):
 def frontier_record(root, seed: int) -> None:
     """A record of the mixed-precision stage: two uniform widths and two budgets; one more point a seed is 1 % better."""
     points = [
-        {"kind": kind, "budget": budget, "average_bits": bits, "kib": 10 * bits, "top1": top1 + seed, "kl": 0.1,
+        {"kind": kind, "budget": budget, "average_bits": bits, "kib": 10 * bits, "bit_operations": int(1e9 * bits), "top1": top1 + seed, "kl": 0.1,
          "correct": 85, "images": 100}
         for kind, budget, bits, top1 in (
             ("uniform", "W3A3", 3.0, 80.0), ("uniform", "W8A8", 8.0, 91.0), ("mixed", "3.50", 3.5, 85.0),

@@ -62,7 +62,8 @@ rule mixed:
         description=rules.quantize.output.description,
         weights=f"{OUT}/weights/{{backbone}}.safetensors",
         fp=rules.fp32.output.outputs,
-        code=NETWORK_CODE + code("evaluation", "datasets", "features", "frontier", "mixed_precision", "saved"),
+        code=NETWORK_CODE
+        + code("bit_operations", "evaluation", "datasets", "features", "frontier", "mixed_precision", "saved"),
         network=model_code,
     output:
         f"{OUT}/mixed/{RUN}.json",

@@ -1,4 +1,4 @@
-"""Mixed-precision records -> the frontier, top-1 against average weight bits and model size; and what a switch costs.
+"""Mixed-precision records -> the frontier, top-1 against bits, size and operations; and what a switch costs.
 
     frontier.py --out results/cifar10 --records results/cifar10/mixed/resnet20/ptmq/default/multi/seed0.json ...
 
@@ -16,7 +16,11 @@ from style import save
 from tables import mean_sd, write
 
 KINDS = {"uniform": ("#56B4E9", "o", "--"), "mixed": ("#D55E00", "s", "-")}
-COLUMNS = {"average_bits": "average weight bits", "kib": "packed weights [KiB]"}
+COLUMNS = {
+    "average_bits": "average weight bits",
+    "kib": "packed weights [KiB]",
+    "gbitops": "bit operations an image [10⁹]",
+}
 
 
 def points(records: list[dict]) -> pd.DataFrame:
@@ -24,7 +28,8 @@ def points(records: list[dict]) -> pd.DataFrame:
     rows = []
     for record in records:
         shared = {"backbone": record["run"]["backbone"], "seed": record["run"]["seed"], "fp_top1": record["fp_top1"]}
-        rows += [shared | point | {"split": record["split"]} for point in record["points"]]
+        for point in record["points"]:
+            rows.append(shared | point | {"split": record["split"], "gbitops": point["bit_operations"] / 1e9})
     return pd.DataFrame(rows)
 
 
@@ -47,7 +52,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Means over the seeds, a row a backbone, kind and budget."""
     keys = ["backbone", "kind", "budget"]
     means = table.groupby(keys).agg(
-        average_bits=("average_bits", "mean"), kib=("kib", "mean"), kl=("kl", "mean"), seeds=("seed", "nunique"),
+        average_bits=("average_bits", "mean"), kib=("kib", "mean"), gbitops=("gbitops", "mean"),
+        kl=("kl", "mean"), seeds=("seed", "nunique"),
         top1=("top1", "mean"), sd=("top1", "std"), cell=("top1", mean_sd),
     )  # fmt: skip
     return means.reset_index().sort_values(["backbone", "kind", "average_bits"], ascending=[True, False, True])
@@ -58,13 +64,14 @@ def as_text(means: pd.DataFrame) -> pd.DataFrame:
     return means.assign(
         average_bits=means.average_bits.map("{:.2f}".format),
         kib=means.kib.map("{:.1f}".format),
+        gbitops=means.gbitops.map("{:.2f}".format),
         kl=means.kl.map("{:.4f}".format),
         top1=means.cell,
     ).drop(columns=["sd", "cell"])
 
 
 def draw(axes, means: pd.DataFrame, column: str, fp: float) -> None:
-    """One panel: both kinds against bits or size, FP as a horizontal line."""
+    """One panel: both kinds against bits, size or operations, FP as a horizontal line."""
     for kind, (colour, marker, line) in KINDS.items():
         part = means[means.kind == kind].sort_values(column)
         label = "every block at one width" if kind == "uniform" else "a width for every block"
@@ -91,7 +98,11 @@ def main() -> None:
     write(switching(records), args.out / "tables" / "switching", by=None)
     backbones = sorted(means.backbone.unique())
     figure, panels = plt.subplots(
-        len(backbones), 2, figsize=(12, 4.2 * len(backbones)), squeeze=False, layout="constrained"
+        len(backbones),
+        len(COLUMNS),
+        figsize=(6 * len(COLUMNS), 4.2 * len(backbones)),
+        squeeze=False,
+        layout="constrained",
     )
     for row, backbone in zip(panels, backbones, strict=True):
         mine = table[table.backbone == backbone]
