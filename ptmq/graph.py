@@ -1,18 +1,20 @@
 """From a network to a chain of quantized units, by rewriting its torch.fx graph.
 
-trace -> fold BatchNorm -> place activation quantizers -> replace layers -> cut into units.
+trace -> fold norms -> place activation quantizers -> replace layers -> cut into units.
 No backbone is written twice: whatever torch.fx can trace is quantized by these five steps.
 """
 
+import copy
 import operator
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from inspect import Parameter, signature
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from ptmq.errors import InputError
 from ptmq.layers import ActivationQuantizer, QuantizedLayer
@@ -22,7 +24,19 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 NOTHING = (nn.Identity, nn.Dropout)  # do nothing at inference
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid)
 ACTIVATION_FUNCTIONS = (F.relu, F.relu6, F.silu, F.gelu, F.hardswish, F.sigmoid, torch.relu, torch.sigmoid)
-SUMS = (operator.add, operator.iadd, torch.add)
+PRODUCTS = (operator.matmul, torch.matmul, torch.bmm)  # of two activations: attention
+SOFTMAX = (F.softmax, torch.softmax)
+# What moves values, or pools them, and leaves their range as it is.
+MOVING_FUNCTIONS = (
+    *(operator.getitem, torch.flatten, torch.transpose, torch.permute, torch.reshape, torch.squeeze, torch.unsqueeze),
+    *(torch.chunk, torch.split, torch.cat, torch.stack, torch.mean),
+    *(F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, torch.max_pool2d),
+)  # fmt: skip
+MOVING_METHODS = (
+    *("flatten", "transpose", "permute", "reshape", "view", "contiguous", "squeeze", "unsqueeze", "expand", "mean"),
+    *("unbind", "chunk", "split"),
+)
+MOVING_MODULES = (nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.PixelUnshuffle, nn.ChannelShuffle)
 STEM, HEAD = "stem", "head"
 
 
@@ -48,6 +62,10 @@ def trace(network: nn.Module) -> fx.GraphModule:
             checks[node] = None
     for node in reversed(checks):
         graph.graph.erase_node(node)
+    for node in list(graph.graph.nodes):  # assertions about sizes, which the images were checked for
+        if node.op == "call_function" and node.target is torch._assert:
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
 
@@ -57,30 +75,103 @@ def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return graph.get_submodule(node.target) if node.op == "call_module" else None
 
 
-def fold_norms(graph: fx.GraphModule) -> fx.GraphModule:
-    """Fold every BatchNorm into the convolution or linear layer before it, in place; drop no-op modules.
+def is_call_of(graph: fx.GraphModule, node: fx.Node, modules, function) -> bool:
+    """True where a node calls one of the modules, or the function that does the same."""
+    return isinstance(module_of(graph, node), modules) or (node.op == "call_function" and node.target is function)
 
-    Nothing is left that would need its statistics re-estimated when the bit-width switches.
-    Raises InputError where a BatchNorm has no layer of its own before it.
+
+def fold_norms(graph: fx.GraphModule) -> fx.GraphModule:
+    """Fold BatchNorm and LayerNorm, in place; drop no-op modules.
+
+    BatchNorm goes into the convolution or linear layer before it, so nothing is left whose statistics would have to be
+    re-estimated when the bit-width switches: InputError where there is no such layer. The affine part of a LayerNorm
+    goes into the linear layers behind it, where nothing else reads it.
     """
     for node in list(graph.graph.nodes):
-        module = module_of(graph, node)
-        if isinstance(module, NORMS):
-            source = node.args[0]
-            layer = module_of(graph, source)
-            if not isinstance(layer, LAYERS) or len(source.users) > 1:
-                raise InputError(
-                    f"BatchNorm {node.target!r} does not directly follow a convolution or linear layer "
-                    "of its own, so it cannot be folded. Use a backbone in the layer-norm-activation order."
-                )
-            fuse = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
-            graph.set_submodule(source.target, fuse(layer.eval(), module.eval()))
-        if isinstance(module, NORMS + NOTHING):
+        if is_call_of(graph, node, NORMS, F.batch_norm):
+            fold_batch_norm(graph, node)
+        if is_call_of(graph, node, NORMS + NOTHING, F.batch_norm):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+    for node in list(graph.graph.nodes):
+        if is_call_of(graph, node, nn.LayerNorm, F.layer_norm):
+            fold_layer_norm(graph, node)
+    graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.recompile()
     return graph
+
+
+def fold_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Move a BatchNorm at inference into the convolution or linear layer before it."""
+    source = node.args[0]
+    layer = module_of(graph, source)
+    if not isinstance(layer, LAYERS) or len(source.users) > 1:
+        raise InputError(
+            f"BatchNorm {str(node)!r} does not directly follow a convolution or linear layer "
+            "of its own, so it cannot be folded. Use a backbone in the layer-norm-activation order."
+        )
+    fuse = fuse_conv_bn_weights if isinstance(layer, nn.Conv2d) else fuse_linear_bn_weights
+    norm, layer = norm_of(graph, node), copy.deepcopy(layer)
+    layer.weight, layer.bias = fuse(
+        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    graph.set_submodule(source.target, layer)
+
+
+def fold_layer_norm(graph: fx.GraphModule, node: fx.Node) -> None:
+    """Move scale and shift of a LayerNorm over the last dimension into the linear layers behind it, if all are that."""
+    norm, readers = norm_of(graph, node), readers_of(node)
+    linear = all(isinstance(module_of(graph, reader), nn.Linear) for reader in readers)
+    if norm.weight is None or norm.weight.dim() != 1 or not linear:
+        return
+    for reader in readers:
+        layer = copy.deepcopy(module_of(graph, reader))
+        if norm.bias is not None:
+            shift = layer.weight.data @ norm.bias.data
+            layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias.data + shift)
+        layer.weight = nn.Parameter(layer.weight.data * norm.weight.data)
+        graph.set_submodule(reader.target, layer)
+    with graph.graph.inserting_after(node):
+        plain = graph.graph.call_function(F.layer_norm, (node.args[0], tuple(norm.weight.shape)), {"eps": norm.eps})
+    plain.meta = dict(node.meta)
+    node.replace_all_uses_with(plain)
+    graph.graph.erase_node(node)
+
+
+def norm_of(graph: fx.GraphModule, node: fx.Node) -> SimpleNamespace | nn.Module:
+    """Parameters and statistics of a norm, whether the graph calls its module or its function."""
+    if node.op == "call_module":
+        return module_of(graph, node)
+    given = signature(node.target).bind(*node.args, **node.kwargs)
+    given.apply_defaults()
+    read = {
+        name: operator.attrgetter(value.target)(graph)
+        if isinstance(value, fx.Node) and value.op == "get_attr"
+        else value
+        for name, value in given.arguments.items()
+    }
+    return SimpleNamespace(**read)
+
+
+def readers_of(node: fx.Node) -> list[fx.Node]:
+    """The nodes that compute with a (batch, tokens, channels) feature, or with some of its tokens or their mean."""
+    readers = []
+    for user in node.users:
+        if user.target in ("mean", operator.getitem):
+            readers += readers_of(user)
+        elif not (user.target is getattr or user.target == "size"):  # its size is not its values
+            readers.append(user)
+    return readers
+
+
+def moves(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """True where a node only moves, joins or pools values."""
+    return (
+        (node.op == "call_function" and node.target in MOVING_FUNCTIONS)
+        or (node.op == "call_method" and node.target in MOVING_METHODS)
+        or isinstance(module_of(graph, node), MOVING_MODULES)
+    )
 
 
 def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -92,33 +183,50 @@ def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
     )
 
 
-def is_sum(node: fx.Node) -> bool:
-    """True where a node adds two features (a residual sum), not a feature and a parameter."""
-    adds = node.target in SUMS if node.op == "call_function" else node.op == "call_method" and node.target == "add"
-    return adds and len(node.all_input_nodes) == 2 and all(source.op != "get_attr" for source in node.all_input_nodes)
-
-
 def is_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
     """True where a node is a convolution or a linear layer."""
     return isinstance(module_of(graph, node), (*LAYERS, QuantizedLayer))
 
 
-def quantized_outputs(graph: fx.GraphModule) -> list[fx.Node]:
-    """The nodes whose outputs a deployment quantizes, in order.
+def is_product(node: fx.Node) -> bool:
+    """True where a node multiplies two matrices of activations."""
+    return (node.op == "call_function" and node.target in PRODUCTS) or (
+        node.op == "call_method" and node.target in ("matmul", "bmm", "__matmul__")
+    )
 
-    After an activation function; after a residual sum without one; after a layer that leads to neither. What
-    a kernel fuses (convolution + sum + ReLU) is quantized once, at its end. The logits are not quantized.
+
+def is_softmax(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """True where a node is a softmax."""
+    return (
+        (node.op == "call_function" and node.target in SOFTMAX)
+        or (node.op == "call_method" and node.target == "softmax")
+        or isinstance(module_of(graph, node), nn.Softmax)
+    )
+
+
+def sources_of(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """The nodes that compute what a node hands on, back through everything that only moves or pools values."""
+    if not moves(graph, node):
+        return [node]
+    first = node.args[0]
+    parts = first if isinstance(first, list | tuple) else [first]
+    return [source for part in parts for source in sources_of(graph, part)]
+
+
+def quantized_outputs(graph: fx.GraphModule, softmax: bool) -> list[fx.Node]:
+    """The nodes whose outputs are quantized, in order: what enters a layer, and both sides of an attention product.
+
+    What enters a layer is quantized where it is computed, before pooling and reshaping, so that a residual sum gets it
+    quantized, too; what a kernel fuses (convolution + sum + ReLU) is quantized once, at its end. Pixels have 8 bits by
+    themselves, and the logits enter nothing. The output of a softmax stays in floating point unless `softmax`.
     """
-    nodes = []
+    found = {}
     for node in graph.graph.nodes:
-        fused_on = [user for user in node.users if is_activation(graph, user)]
         if is_layer(graph, node):
-            fused_on += [user for user in node.users if is_sum(user)]
-        elif not (is_activation(graph, node) or is_sum(node)):
-            continue
-        if len(fused_on) < len(node.users):
-            nodes.append(node)
-    return [node for node in nodes if node is not last_layer(graph)]
+            found |= dict.fromkeys(sources_of(graph, node.args[0]))
+        elif is_product(node):
+            found |= {side: None for side in node.args[:2] if softmax or not is_softmax(graph, side)}
+    return [node for node in graph.graph.nodes if node in found and node.op not in ("placeholder", "get_attr")]
 
 
 def last_layer(graph: fx.GraphModule) -> fx.Node:
@@ -172,19 +280,20 @@ def extract(graph: fx.GraphModule, nodes: Sequence[fx.Node], name: str) -> fx.Gr
 
 
 def quantize_graph(
-    graph: fx.GraphModule, units: dict[fx.Node, str], widths_w: Sequence[int], widths_a: Sequence[int], edge_bits: int
+    graph: fx.GraphModule,
+    units: dict[fx.Node, str],
+    widths_w: Sequence[int],
+    widths_a: Sequence[int],
+    edge_bits: int,
+    softmax: bool,
 ) -> None:
     """Insert activation quantizers and replace layers, in place; `units` learns of the new nodes.
 
     Stem and head keep `edge_bits` for their weights, and so does the activation that enters the last layer.
     """
-    outputs = quantized_outputs(graph)
-    source = last_layer(graph).args[0]
-    while source not in outputs and source.all_input_nodes:
-        source = source.all_input_nodes[0]  # through pooling and reshaping, back to what is quantized
-    enters_last_layer = source
-    for node in outputs:
-        at_edge = node is enters_last_layer or units[node] == HEAD
+    enters_last_layer = sources_of(graph, last_layer(graph).args[0])
+    for node in quantized_outputs(graph, softmax):
+        at_edge = node in enters_last_layer or units[node] == HEAD
         name = f"{node.name}_quantizer"
         graph.add_submodule(name, ActivationQuantizer(widths_a, edge_bits if at_edge else None))
         with graph.graph.inserting_after(node):
@@ -209,11 +318,12 @@ def to_units(
     widths_w: Sequence[int],
     widths_a: Sequence[int],
     edge_bits: int = 8,
+    softmax: bool = False,
 ) -> list[tuple[str, fx.GraphModule]]:
     """All five steps: the units of `network` in order, as (name, module), each with one input and one output."""
     graph = fold_norms(trace(network))
     units = assign_units(graph, blocks)
-    quantize_graph(graph, units, widths_w, widths_a, edge_bits)
+    quantize_graph(graph, units, widths_w, widths_a, edge_bits, softmax)
     members: dict[str, list[fx.Node]] = {}
     for node in graph.graph.nodes:
         if node.op not in ("placeholder", "output"):
