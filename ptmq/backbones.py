@@ -43,6 +43,15 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Preprocessing:
+    """How a checkpoint wants its photographs: the shorter side resized, the centre cropped, in pixels."""
+
+    size: int = 224
+    resize: int = 256
+    interpolation: str = "bilinear"
+
+
+@dataclass(frozen=True)
 class Backbone:
     """One network of the suite."""
 
@@ -54,6 +63,7 @@ class Backbone:
     options: dict[str, Any] = field(default_factory=dict)  # arguments of `build`
     checkpoint: Checkpoint | None = None
     training: Training | None = None
+    preprocessing: Preprocessing | None = None  # of datasets that are files
 
     def network(self):
         """A new network with random weights."""

@@ -12,6 +12,7 @@ from ptmq.config import ALL_WIDTHS, Run
 from ptmq.datasets import Images
 from ptmq.errors import InputError
 from ptmq.files import sha256
+from ptmq.imagenet import ImageFiles
 from ptmq.methods import Method, create
 from ptmq.multibit import MultiBitModel
 from ptmq.progress import Bar
@@ -29,12 +30,15 @@ def method_of(run: Run) -> Method:
     return method
 
 
-def open_images(backbone: str, split: str, data_dir: str | None) -> tuple[Images, dict[str, str]]:
-    """One split of a backbone's dataset, normalised as the backbone wants it, and the hashes of its files."""
+def open_images(
+    backbone: str, split: str, data_dir: str | None, dataset: str | None = None
+) -> tuple[Images | ImageFiles, dict[str, str]]:
+    """One split of a dataset (without a name the backbone's own), as the backbone wants it, and hashes of its files."""
     entry = get_backbone(backbone)
     root = datasets.data_folder(data_dir)
-    hashes = datasets.fetch(entry.dataset, root, offline=True)
-    return datasets.load(entry.dataset, split, root, entry.mean, entry.std), hashes
+    name = dataset or entry.dataset
+    hashes = datasets.fetch(name, root, offline=True)
+    return datasets.load(name, split, root, entry), hashes
 
 
 def calibration_index(count: int, run: Run) -> torch.Tensor:
@@ -55,7 +59,7 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     method = method_of(run)
     backbone = get_backbone(run.backbone)
     network = load_network(run.backbone, weights)
-    images, hashes = open_images(run.backbone, "train", data_dir)
+    images, hashes = open_images(run.backbone, "train", data_dir, run.dataset)
     index = calibration_index(len(images), run)
     calibration, _ = images.batch(index)
 

@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("quantize", quantize, "calibrate a network with one method")
     add(sub, "profile", "backbone", "method", "variant", "width", "seed", "set", "spec", "weights", "data-dir", "out")
     sub = command("evaluate", evaluate, "top-1 of a calibrated model at all its widths, or of an FP network")
-    add(sub, "model", "weights", "backbone", "split", "fp-outputs", "data-dir", "device", "threads", "out")
+    add(sub, "model", "weights", "backbone", "images", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     sub = command("mixed", mixed, "a width for every block of a multi-bit model: the frontier, and what a switch costs")
     add(sub, "model", "weights", "average-bits", "kib", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     add(command("check", check, "check a profile and every method's settings"), "profile", "json")
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
 OPTIONS: dict[str, dict[str, Any]] = {
     "dataset": {"required": True, "help": "name of the dataset"},
     "backbone": {"help": "name of the backbone"},
+    "images": {"help": "with --weights: the dataset to evaluate on, where it is not the backbone's own"},
     "method": {"help": "name of the method (see: python -m ptmq methods)"},
     "variant": {"default": "default", "help": "variant of the method, as the profile names it"},
     "width": {"help": "the width of a single-width method, such as W4A4"},
@@ -260,7 +261,9 @@ def evaluate(args: argparse.Namespace) -> None:
     device = torch_device(args.device, args.threads)
     if args.model is None:
         required(args, "backbone")
-        record = evaluate_fp(args.backbone, args.weights, args.split, args.fp_outputs, args.data_dir, device)
+        record = evaluate_fp(
+            args.backbone, args.weights, args.split, args.fp_outputs, args.data_dir, device, args.images
+        )
     else:
         record = evaluate_model(args.model, args.split, args.fp_outputs, args.data_dir, device)
     write_json(args.out, record)
@@ -298,7 +301,7 @@ def check(args: argparse.Namespace) -> None:
     for run in all_runs(profile):
         try:
             backbone = get_backbone(run.backbone)
-            if backbone.dataset != run.dataset:
+            if backbone.dataset != DATASETS[run.dataset].classes:
                 raise InputError(
                     f"backbone {run.backbone!r} is for dataset {backbone.dataset!r}. Got dataset {run.dataset!r}."
                 )

@@ -1,5 +1,7 @@
 """Datasets: labelled images in three fixed splits, from the package, from a folder or downloaded.
 
+A backbone belongs to one dataset; a dataset with the same classes, such as a subset, serves it, too.
+
 `train` is for training and calibration, `heldout` (training images too, apart) for choosing settings, `test`
 only for the numbers that are reported.
 """
@@ -8,13 +10,18 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ptmq.backbones import Backbone
 from ptmq.errors import InputError, one_of
 from ptmq.files import sha256
+
+if TYPE_CHECKING:
+    from ptmq.imagenet import ImageFiles
 
 SPLITS = ("train", "heldout", "test")
 
@@ -45,15 +52,19 @@ class Images(Dataset):
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """One dataset: `read(root, split)` gives images and labels, `files` the hashes of what it reads."""
+    """One dataset.
 
-    read: Callable[[Path, str], tuple[Tensor, Tensor]]
-    fetch: Callable[[Path, bool], None]
-    files: dict[str, str]  # path under the data folder -> SHA-256
+    open(root, split, backbone): its images as the backbone wants them · fetch(root, offline): makes sure that they are in
+    `root` and gives the SHA-256 of what it checked · classes: the dataset whose backbones it serves.
+    """
+
+    open: Callable[[Path, str, Backbone], "Images | ImageFiles"]
+    fetch: Callable[[Path, bool], dict[str, str]]
+    classes: str
 
 
 # ---------------------------------------------------------------- digits: bundled with scikit-learn
-def _read_digits(root: Path, split: str) -> tuple[Tensor, Tensor]:
+def _open_digits(root: Path, split: str, backbone: Backbone) -> Images:
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -67,7 +78,7 @@ def _read_digits(root: Path, split: str) -> tuple[Tensor, Tensor]:
     train, heldout = train_test_split(rest, test_size=200, stratify=digits.target[rest], random_state=0)
     chosen = {"train": train, "heldout": heldout, "test": test}[split]
     images = torch.tensor(digits.images[chosen] / 16, dtype=torch.float32).unsqueeze(1)  # (count, 1, 8, 8)
-    return images, torch.tensor(digits.target[chosen])
+    return Images(images, torch.tensor(digits.target[chosen]), backbone.mean, backbone.std)
 
 
 # ---------------------------------------------------------------- CIFAR-10
@@ -84,22 +95,34 @@ CIFAR_FILES = {
 CIFAR_HELDOUT = 5000  # of the 50,000 training images, drawn once by a fixed seed
 
 
-def _read_cifar10(root: Path, split: str) -> tuple[Tensor, Tensor]:
+def _open_cifar10(root: Path, split: str, backbone: Backbone) -> Images:
     from torchvision.datasets import CIFAR10
 
     data = CIFAR10(root, train=split != "test")
     images = torch.from_numpy(data.data).permute(0, 3, 1, 2)  # (count, 3, 32, 32), uint8
     labels = torch.tensor(data.targets)
-    if split == "test":
-        return images, labels
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(10))
-    chosen = order[:CIFAR_HELDOUT] if split == "heldout" else order[CIFAR_HELDOUT:]
-    return images[chosen], labels[chosen]
+    if split != "test":
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(10))
+        chosen = order[:CIFAR_HELDOUT] if split == "heldout" else order[CIFAR_HELDOUT:]
+        images, labels = images[chosen], labels[chosen]
+    return Images(images, labels, backbone.mean, backbone.std)
 
 
-def _fetch_cifar10(root: Path, offline: bool) -> None:
-    if all((root / CIFAR_FOLDER / name).exists() for name in CIFAR_FILES):
-        return
+def _fetch_cifar10(root: Path, offline: bool) -> dict[str, str]:
+    if not all((root / CIFAR_FOLDER / name).exists() for name in CIFAR_FILES):
+        _download_cifar10(root, offline)
+    for name, expected in CIFAR_FILES.items():
+        path = root / CIFAR_FOLDER / name
+        found = sha256(path)
+        if found != expected:
+            raise InputError(
+                f"file {str(path)!r} has SHA-256 {found[:16]}..., not the official {expected[:16]}... "
+                "Delete it and run again."
+            )
+    return {f"{CIFAR_FOLDER}/{name}": digest for name, digest in CIFAR_FILES.items()}
+
+
+def _download_cifar10(root: Path, offline: bool) -> None:
     if offline:
         raise InputError(
             f"dataset 'cifar10' is not complete in {str(root / CIFAR_FOLDER)!r} and offline is true. "
@@ -116,11 +139,31 @@ def _fetch_cifar10(root: Path, offline: bool) -> None:
         ) from error
 
 
+# ---------------------------------------------------------------- ImageNet: a folder that the user has
+def _imagenet(folder: str, resize: bool, heldout: int) -> DatasetSource:
+    """ImageNet's classes below `folder`; resize and heldout as in ptmq/imagenet.py."""
+
+    def fetch(root: Path, offline: bool) -> dict[str, str]:
+        from ptmq.imagenet import listing_sha256
+
+        return listing_sha256(root / folder)
+
+    def open_files(root: Path, split: str, backbone: Backbone) -> ImageFiles:
+        from ptmq.imagenet import ImageFiles, files_of
+
+        if split == "heldout" and not heldout:
+            raise InputError(f"dataset {folder!r} has no held-out images. Choose settings on another dataset.")
+        files = files_of(root / folder, split, heldout)
+        return ImageFiles(files, backbone.preprocessing, resize, backbone.mean, backbone.std)
+
+    return DatasetSource(open_files, fetch, classes="imagenet")
+
+
 DATASETS: dict[str, DatasetSource] = {
-    "digits": DatasetSource(_read_digits, lambda root, offline: None, {}),
-    "cifar10": DatasetSource(
-        _read_cifar10, _fetch_cifar10, {f"{CIFAR_FOLDER}/{name}": digest for name, digest in CIFAR_FILES.items()}
-    ),
+    "digits": DatasetSource(_open_digits, lambda root, offline: {}, classes="digits"),
+    "cifar10": DatasetSource(_open_cifar10, _fetch_cifar10, classes="cifar10"),
+    "imagenet": _imagenet("imagenet", resize=True, heldout=10_000),
+    "imagenet_subset": _imagenet("imagenet_subset", resize=False, heldout=0),  # published at about the crop's size
 }
 
 
@@ -134,20 +177,10 @@ def fetch(name: str, root: Path, offline: bool = False) -> dict[str, str]:
 
     Raises InputError when it is absent and offline, or when a file is not the official one.
     """
-    source = DATASETS[one_of("dataset", name, DATASETS)]
-    source.fetch(root, offline)
-    for file, expected in source.files.items():
-        found = sha256(root / file)
-        if found != expected:
-            raise InputError(
-                f"file {str(root / file)!r} has SHA-256 {found[:16]}..., not the official {expected[:16]}... "
-                "Delete it and run again."
-            )
-    return dict(source.files)
+    return DATASETS[one_of("dataset", name, DATASETS)].fetch(root, offline)
 
 
-def load(name: str, split: str, root: Path, mean: Sequence[float], std: Sequence[float]) -> Images:
-    """One split of a dataset, normalised by mean and std per channel. `fetch` it first."""
+def load(name: str, split: str, root: Path, backbone: Backbone) -> "Images | ImageFiles":
+    """One split of a dataset, as the backbone wants it. `fetch` it first."""
     source = DATASETS[one_of("dataset", name, DATASETS)]
-    images, labels = source.read(root, one_of("split", split, SPLITS))
-    return Images(images, labels, mean, std)
+    return source.open(root, one_of("split", split, SPLITS), backbone)

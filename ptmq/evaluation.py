@@ -86,19 +86,29 @@ def outputs_of_fp(
 
 
 def evaluate_fp(
-    backbone: str, weights: Path, split: str, fp_outputs: Path | None, data_dir: str | None, device: torch.device
+    backbone: str,
+    weights: Path,
+    split: str,
+    fp_outputs: Path | None,
+    data_dir: str | None,
+    device: torch.device,
+    dataset: str | None = None,
 ) -> dict[str, Any]:
-    """The run record of a floating-point network; its outputs go to the file `fp_outputs`, if any."""
+    """The run record of a floating-point network on its own dataset or the one named.
+
+    Its outputs go to the file `fp_outputs`, if any.
+    """
     start = time.perf_counter()
     network = load_network(backbone, weights).to(device)
-    images, hashes = open_images(backbone, split, data_dir)
+    dataset = dataset or get_backbone(backbone).dataset
+    images, hashes = open_images(backbone, split, data_dir, dataset)
     fp = log_probabilities(network, images, device)
     if fp_outputs:
         save_outputs(fp_outputs, fp, backbone, split)
     line = record.result(FULL_PRECISION, count_correct(fp, images), len(images), kl=0.0)
     info = {
         "run": {
-            "dataset": get_backbone(backbone).dataset,
+            "dataset": dataset,
             "backbone": backbone,
             "method": FP32,
             "variant": "default",
@@ -127,7 +137,7 @@ def evaluate_model(
     del info["model"]
     info["sha256"]["model"] = sha256(folder / TENSORS)
     backbone = info["run"]["backbone"]
-    images, _ = open_images(backbone, split, data_dir)
+    images, _ = open_images(backbone, split, data_dir, info["run"]["dataset"])
     model.to(device)
     fp = outputs_of_fp(model, fp_outputs, backbone, split, images, device)
     switches = {width: partial(model.set_bits, width.weight, width.activation) for width in model.widths}

@@ -21,9 +21,10 @@ rule fp32:
         gpu=on_gpu(),
     params:
         options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
+        images=f"--images {PROFILE['dataset']}",
         entry=registry_entry,
     shell:
-        "python -m ptmq evaluate --weights {input.weights} --backbone {wildcards.backbone} {params.options}"
+        "python -m ptmq evaluate --weights {input.weights} --backbone {wildcards.backbone} {params.images} {params.options}"
         " --threads {threads} --fp-outputs {output.outputs} --out {output.record} > {log} 2>&1"
         " || {{ tail -n 5 {log} >&2; exit 1; }}"
 
