@@ -138,9 +138,9 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
 
 def required(args: argparse.Namespace, *names: str) -> None:
     """Raise InputError unless the options are given."""
-    for name in names:
-        if getattr(args, name.replace("-", "_")) is None:
-            raise InputError(f"--{name} is missing.")
+    missing = [f"--{name}" for name in names if getattr(args, name.replace("-", "_")) is None]
+    if missing:
+        raise InputError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
 
 
 def training_of(backbone: str, values: dict[str, Any]):
@@ -283,7 +283,10 @@ def mixed(args: argparse.Namespace) -> None:
     )
     write_json(args.out, record)
     for point in record["points"]:
-        print(f"{point['kind']:8} {point['average_bits']:.2f} bits  {point['kib']:.0f} KiB  {point['top1']:.2f} %")
+        budget = f"budget {point['budget']}" if point["kind"] == "mixed" else "every block"
+        print(f"{budget:16} {point['average_bits']:.2f} bits  {point['kib']:.0f} KiB  {point['top1']:.2f} %")
+        if point["kind"] == "mixed" and (args.average_bits or args.kib):
+            print("  " + ", ".join(f"{unit} {width}" for unit, width in point["assignment"].items()))
 
 
 def check(args: argparse.Namespace) -> None:

@@ -42,6 +42,9 @@ def assignments(
 
     bits: budgets in average bits · kib: budgets in size; the standard ones where neither is given.
     """
+    smallest = choices.kib({unit: min(widths) for unit, widths in choices.sensitivity.items()})
+    for size in kib:
+        require(size >= smallest, "--kib", f"at least {smallest:.4g}, all blocks at their lowest width", size)
     asked = {f"{size:g} KiB": choices.bits_within(size) for size in kib}
     asked |= {f"{average:.2f}": average for average in (bits if bits or kib else budgets(model))}
     uniform = {("uniform", str(width)): dict.fromkeys(choices.sensitivity, width) for width in model.widths}

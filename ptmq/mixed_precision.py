@@ -108,7 +108,10 @@ def search(choices: Choices, average_bits: float) -> Assignment:
         integrality=np.ones(len(options)),
         bounds=(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(bits, ub=average_bits + 1e-9)],
-        options={"mip_rel_gap": 0},
+        options={
+            "mip_rel_gap": 0,
+            "presolve": False,
+        },  # the solver's presolve prints, and so small a problem needs none
     )
     if solved.x is None:
         lowest = {unit: min(widths) for unit, widths in choices.sensitivity.items()}

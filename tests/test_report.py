@@ -122,6 +122,13 @@ def test_a_failed_cell_names_its_log_and_leaves_the_rest(root):
     assert table.loc["qdrop", "W3A3"] == f"failed ({log})"
     assert table.loc["qdrop", "W8A8"] == "not run"
     assert table.loc["ptmq", "W3A3"] == "81.00 ± 1.41"
+    assert table.loc["ptmq", "peak MiB"] == "3", "whole numbers stay whole beside missing runs"
+
+
+def test_a_seed_that_is_missing_hides_no_other(root):
+    (root / "records/toy/ptmq/default/multi/seed1.json").unlink()
+    table = report(root, "--partial").set_index("method")
+    assert table.loc["ptmq", "W3A3"] == "80.00, 1 of 2 seeds, else not run"
 
 
 def test_tables_and_figures_of_nothing_but_the_ceiling(root):

@@ -17,15 +17,13 @@ for ablation in ABLATIONS:
         params:
             root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
             name=ablation,
+            missing=[name for name in asked_of(ablation) if name not in variants_of(ablation)],
         shell:
             "python workflow/scripts/ablation.py --root {params.root} --name {params.name} --records {input.records}"
-            " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
-
-
-# The ablations that the profile has variants for.
-ABLATED = [path for ablation in ABLATIONS if variants_of(ablation) for path in ablation_outputs(ablation)]
+            " --missing {params.missing} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
 rule ablations:
+    # Those that the profile has variants for.
     input:
-        ABLATED,
+        all_ablations,

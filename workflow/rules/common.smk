@@ -64,6 +64,8 @@ if not FROM_RECORDS:
 DEVICE, THREADS = PROFILE.get("device", "auto"), PROFILE.get("threads", 1)
 FP_RUNS = {f"{backbone}/{FP32}/default/W32A32/seed0" for backbone in PROFILE["backbones"]}
 NAMES = sorted(FP_RUNS) + sorted(RUNS)
+if FROM_RECORDS and not any(os.path.exists(f"{OUT}/records/{name}.json") for name in NAMES):
+    raise WorkflowError(f"from_records is true, but {OUT}/records has no record of a run of the profile. Leave it out.")
 TRAINED = [b for b in PROFILE["backbones"] if b in BACKBONES and BACKBONES[b].training]
 RUN = "{backbone}/{method}/{variant}/{label}/seed{seed}"
 
@@ -162,31 +164,57 @@ ABLATIONS = {
 }
 
 
-def variants_of(ablation):
-    """Names of the runs of an ablation's variants."""
+def asked_of(ablation):
+    """Names of the runs of an ablation's variants, as the profile asks for them."""
     return [name for name, run in RUNS.items() if run.method == "ptmq" and run.variant.startswith(f"{ablation}_")]
 
 
-def compared(ablation):
-    """Names of the runs that an ablation compares: the default, its variants, and rounding to nearest as the floor."""
-    default = [name for name, run in RUNS.items() if run.method == "ptmq" and run.variant == "default"]
-    return default + variants_of(ablation) + [name for name, run in RUNS.items() if run.method == "nearest_mse"]
+def variants_of(ablation):
+    """Those that there are: all, or where nothing is computed the ones with a record."""
+    return [name for name in asked_of(ablation) if files("records", [name])]
 
 
 def ablation_records(ablation):
-    """Records of what an ablation compares. Raises WorkflowError where the profile has no such variant."""
+    """Records that an ablation compares: the default, its variants, and rounding to nearest as the floor.
+
+    Raises WorkflowError where the profile has no such variant, or one without the default to compare it with.
+    """
+    where = f"profile {PROFILE['profile']!r}"
     if not variants_of(ablation):
         raise WorkflowError(
-            f"profile {PROFILE['profile']!r} has no variant of ptmq whose name begins with '{ablation}_', so there is"
-            f" nothing for ablation_{ablation} ({ABLATIONS[ablation]}) to compare. Use --configfile"
+            f"{where} has no variant of ptmq whose name begins with '{ablation}_', so there is nothing for"
+            f" ablation_{ablation} ({ABLATIONS[ablation]}) to compare. Use --configfile"
             " workflow/config/cifar10_ablations.yaml, or add variants to the profile."
         )
-    return files("records", compared(ablation))
+    default = [name for name, run in RUNS.items() if run.method == "ptmq" and run.variant == "default"]
+    alone = {(RUNS[name].backbone, RUNS[name].seed) for name in asked_of(ablation)}
+    alone -= {(RUNS[name].backbone, RUNS[name].seed) for name in default}
+    if alone:
+        backbone, seed = min(alone)
+        raise WorkflowError(
+            f"{where}: variants are compared with the variant 'default' of the same backbone and seed, which is missing"
+            f" for {backbone}, seed {seed}. Add 'default: {{}}' to the variants of ptmq, with the seeds of the others."
+        )
+    floor = [name for name, run in RUNS.items() if run.method == "nearest_mse"]
+    return files("records", default + variants_of(ablation) + floor)
+
+
+def all_ablations(wildcards):
+    """Tables and figures of the ablations that the profile has variants for. Raises WorkflowError without any."""
+    if not ABLATED:
+        raise WorkflowError(
+            f"profile {PROFILE['profile']!r} has no variants of ptmq to compare. Use --configfile"
+            f" workflow/config/cifar10_ablations.yaml, or add variants named {'_..., '.join(ABLATIONS)}_..."
+        )
+    return ABLATED
 
 
 def ablation_outputs(ablation):
     """Table and figure of an ablation."""
     return outputs("tables", f"ablation_{ablation}") + outputs("figures", f"ablation_{ablation}")
+
+
+ABLATED = [path for ablation in ABLATIONS if variants_of(ablation) for path in ablation_outputs(ablation)]
 
 
 # collect.py is told what was asked for, done or not

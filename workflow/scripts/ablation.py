@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from collect import rows_of_record
+from collect import KEYS, NAME, rows_of_record
 from intervals import Estimate
 from paired import Missing, Runs
 from style import save
@@ -37,15 +37,18 @@ def row_of(runs: pd.DataFrame, method: str, variant: str) -> dict:
     if method == "ptmq" and variant != "default":
         found = {width: changes(runs, variant, width) for width in widths_of(runs)[:SHOWN]}
         row |= {f"change {width}": str(change) for width, change in found.items() if change.n}
-    if part.rounding_values.iloc[0]:  # hard rounding values take one bit each
+    if pd.notna(part.rounding_values.iloc[0]):  # hard rounding values take one bit each
         row["R [KiB]"] = f"{part.rounding_values.iloc[0] / 8 / 1024:.2f}"
     return row | {"images": part.calibration_images.iloc[0], "s": f"{part.seconds.mean():.0f}"}
 
 
-def table_of(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a variant as the profile lists them, rounding to nearest last."""
+def table_of(runs: pd.DataFrame, missing: list[str]) -> pd.DataFrame:
+    """One row a variant as the profile lists them, rounding to nearest last; then the variants without any run."""
     keys = runs[["method", "variant"]].drop_duplicates().sort_values("method", key=lambda m: m != "ptmq", kind="stable")
-    return pd.DataFrame([row_of(runs, *key) for key in keys.itertuples(index=False)]).fillna("")
+    rows = [row_of(runs, *key) for key in keys.itertuples(index=False)]
+    absent = [variant for variant in missing if variant not in set(runs.variant)]
+    rows += [{"backbone": runs.backbone.iloc[0], "method": "ptmq", "variant": v, "seeds": "not run"} for v in absent]
+    return pd.DataFrame(rows).fillna("")
 
 
 def widths_of(runs: pd.DataFrame) -> list[str]:
@@ -65,11 +68,12 @@ def draw(axes, runs: pd.DataFrame) -> None:
             x, y, half = zip(*known, strict=True)
             axes.errorbar(x, y, xerr=half, color="black", linestyle="none", linewidth=1, capsize=2)
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(variants)), variants)
+    seeds = runs[runs.method == "ptmq"].groupby("variant").seed.nunique()
+    axes.set_yticks(range(len(variants)), [f"{v} (n = {seeds[v]})" for v in variants])
     axes.invert_yaxis()
     axes.set_xlabel("top-1 minus the default's [points]")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def main() -> None:
@@ -77,11 +81,17 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--records", type=Path, nargs="+", required=True)
+    parser.add_argument("--missing", nargs="*", default=[], help="names of runs that were asked for and not run")
     args = parser.parse_args()
     runs = with_width(pd.DataFrame([row for path in args.records for row in rows_of_record(path)]))
     (args.root / "tables").mkdir(parents=True, exist_ok=True)
     backbones = list(runs.backbone.drop_duplicates())
-    tables = pd.concat([table_of(runs[runs.backbone == backbone]) for backbone in backbones])
+    missing = pd.DataFrame([NAME.fullmatch(name).groupdict() for name in args.missing], columns=KEYS).drop_duplicates(
+        ["backbone", "variant"]
+    )
+    tables = pd.concat(
+        [table_of(runs[runs.backbone == b], list(missing[missing.backbone == b].variant)) for b in backbones]
+    )
     write(tables, args.root / "tables" / f"ablation_{args.name}")
     height = max(2.5, 0.55 * runs.variant.nunique())
     figure, panels = plt.subplots(

@@ -12,7 +12,7 @@ import pandas as pd
 from style import OTHER, STYLES, label_of, order, save
 from tables import runs_and_folder
 
-VARIANT_MARKERS = "d<>hp8"
+VARIANT_MARKERS = "d<>hp8vs^*PX1234"
 DEPTH = 30  # points below the ceiling that a panel shows at most
 
 
@@ -46,6 +46,7 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
     widths = quantized[["w_bits", "a_bits"]].drop_duplicates().sort_values(["w_bits", "a_bits"])
     place = {width: x for x, width in enumerate(widths.itertuples(index=False, name=None))}
     shown = [fp.mean()] if len(fp) else []
+    floor_alone = quantized.method.str.startswith("nearest").all()
     drawn = sorted(
         quantized.groupby(["method", "variant"]), key=lambda item: (order(item[0][0]), item[0][1] != "default")
     )
@@ -57,8 +58,8 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
         x = [place[w, a] + aside for w, a in zip(points.w_bits, points.a_bits, strict=True)]
         others = sorted(set(quantized[quantized.method == method].variant) - {"default"})
         draw_line(axes, method, variant, others, x, points, joined=in_groups)
-        # the floor may be chance, min-max at 3 bits, both at 2: shown as far as the axis goes
-        if method != "nearest_minmax" and (in_groups or method != "nearest_mse"):
+        # the floor may be chance: shown as far as the axis goes
+        if not method.startswith("nearest") or floor_alone:
             shown += list(points["mean"])
     if len(fp):
         axes.axhline(fp.mean(), color="black", linewidth=1, linestyle="-.", label=f"FP32 ({fp.mean():.2f} %)")

@@ -96,6 +96,8 @@ def main() -> None:
     backbones = list(learned.backbone.unique())
     count = max(1, len(backbones))
     figure, axes = plt.subplots(1, count, figsize=(6 * count, 3.6), squeeze=False, layout="constrained")
+    if not backbones:
+        axes[0, 0].text(0.5, 0.5, "no record has the rounding values of PTMQ", ha="center")
     for axis, backbone in zip(axes.flat, backbones, strict=False):
         draw_rounding(axis, learned[learned.backbone == backbone])
         axis.set_title(f"{backbone}, PTMQ")

@@ -31,6 +31,7 @@ COLUMNS += [
     "rounding_values",
     "log",
 ]
+WHOLE = ["steps", "steps_all", "calibration_images", "peak_mb", "threads", "correct", "images", "rounding_values"]
 NAME = re.compile(r"(?P<backbone>[^/]+)/(?P<method>[^/]+)/(?P<variant>[^/]+)/(?P<label>[^/]+)/seed(?P<seed>\d+)")
 
 
@@ -47,7 +48,8 @@ def rows_of_record(path: Path) -> list[dict]:
         "dataset": run.get("dataset"),
         "steps": protocol.get("steps", 0),
         "steps_all": sum(unit.get("steps", math.nan) for unit in record["units"]),
-        "rounding_values": sum(sum(unit.get("h_after") or []) for unit in record["units"]),
+        # none where nothing is rounded by learning, or where an older record does not say
+        "rounding_values": sum(sum(unit.get("h_after") or []) for unit in record["units"]) or None,
         "calibration_images": run.get("calibration_images", 0),
         "seconds": round(cost["seconds"], 1),
         "evaluation_seconds": round(cost["evaluation_seconds"], 1),
@@ -99,6 +101,8 @@ def main() -> None:
         else:
             rows += rows_of_record(args.root / "records" / f"{name}.json")
     table = pd.DataFrame(rows)
+    whole = [c for c in WHOLE if c in table]
+    table[whole] = table[whole].astype("Int64")  # rows of missing runs make pandas take them for floating point
     extra = sorted(set(table.columns) - set(COLUMNS))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     table.reindex(columns=[*COLUMNS, *extra]).to_csv(args.out, index=False)

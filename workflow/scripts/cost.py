@@ -25,7 +25,8 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
         one, every = costs.loc[key, ["seconds_each", "seconds_all"]]
         y, spread = part.top1.mean(), part.top1.std() if len(part) > 1 else 0
         axes.plot([one, every], [y, y], color=colour, linewidth=0.8)
-        axes.plot([one], [y], color=colour, marker=marker, markerfacecolor="white", linestyle="none")
+        if one < every:
+            axes.plot([one], [y], color=colour, marker=marker, markerfacecolor="white", linestyle="none")
         axes.errorbar([every], [y], spread, color=colour, marker=marker, linestyle="none", capsize=3,
                       label=label_of(method))  # fmt: skip
     top = at.groupby("method").top1.mean()
@@ -33,6 +34,8 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
         bottom = max(top.min(), top.max() - DEPTH)
         axes.set_ylim(bottom - 0.08 * (top.max() - bottom) - 0.1, top.max() + 0.08 * (top.max() - bottom) + 0.1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("seconds of calibration: hollow for one, full for all widths")
     axes.set_ylabel("top-1 [%]")
     axes.grid(alpha=0.3, which="both")

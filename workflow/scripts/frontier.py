@@ -107,7 +107,7 @@ def main() -> None:
     for row, backbone in zip(panels, backbones, strict=True):
         mine = table[table.backbone == backbone]
         for axes, column in zip(row, COLUMNS, strict=True):
-            draw(axes, means[means.backbone == backbone], column, mine.fp_top1.mean())
+            draw(axes, means[means.backbone == backbone], column, mine.fp_top1.iloc[0])
             axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images")
     save(figure, args.out / "figures" / "frontier")
 

@@ -64,6 +64,7 @@ def metrics(record: dict, now: int) -> list[Metric]:
         curve = "top1" if line["width"] in groups else f"top1_A{line['a_bits']}"
         found.append(Metric(curve, line["top1"], now, line["w_bits"]))
         found.append(Metric(f"top1_{line['width']}", line["top1"], now, line["w_bits"]))
+        found.append(Metric(f"kl_{line['width']}", line["kl"], now, line["w_bits"]))
     found += [Metric(key, value, now, 0) for key, value in record.get("cost", {}).items()]
     for index, unit in enumerate(record.get("units", [])):
         name = f"loss.{index:02d}.{unit['unit']}"

@@ -1,5 +1,7 @@
 """Top-1 of the runs on one backbone, and differences between them that are paired by seed."""
 
+import math
+
 import pandas as pd
 from intervals import Estimate, estimate
 from tables import with_width
@@ -10,13 +12,22 @@ class Missing(Exception):
 
 
 class Runs:
-    """Top-1 by method, variant, width and seed on one backbone."""
+    """Top-1 by method, variant, width and seed on one backbone.
+
+    groups: the widths of PTMQ, lowest first · steps: of its calibration, a block · standard_error: of an accuracy on
+    that many images, in points.
+    """
 
     def __init__(self, runs: pd.DataFrame, backbone: str):
         self.backbone = backbone
         done = with_width(runs[(runs.status == "done") & (runs.backbone == backbone)])
         self.top1 = done.set_index(["method", "variant", "width", "seed"]).top1.sort_index()
-        self.groups = list(done[done.in_groups.astype(bool)].sort_values("w_bits").width.drop_duplicates())
+        switched = done[done.in_groups.astype(bool) & (done.method == "ptmq")]
+        self.groups = list(switched.sort_values("w_bits").width.drop_duplicates())
+        self.steps = int(switched.steps.max()) if len(switched) else 0
+        worst = switched.top1.min() / 100
+        # of one accuracy, in points, where it is largest: at PTMQ's worst width
+        self.standard_error = 100 * math.sqrt(worst * (1 - worst) / switched.images.max()) if len(switched) else 0.0
 
     def of(self, method: str, width: str, variant: str = "default") -> pd.Series:
         """Top-1 by seed. Raises Missing where there is none."""

@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 STYLES = {
     "nearest_minmax": ("#999999", "v", ":"),
     "nearest_mse": ("#56B4E9", "^", "--"),
-    "adaround": ("#009E73", "P", "-"),
-    "brecq": ("#CC79A7", "D", "-"),
-    "qdrop": ("#0072B2", "s", "-"),
-    "flexround": ("#E69F00", "X", "-"),
+    "adaround": ("#009E73", "P", (0, (5, 1))),
+    "brecq": ("#CC79A7", "D", (0, (3, 1, 1, 1))),
+    "qdrop": ("#0072B2", "s", (0, (1, 1))),
+    "flexround": ("#E69F00", "X", (0, (5, 1, 1, 1, 1, 1))),
     "ptmq": ("#D55E00", "o", "-"),
 }
 OTHER = ("#000000", "*", "-")

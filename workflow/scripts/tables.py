@@ -6,6 +6,7 @@ Each is written as CSV, Markdown, LaTeX and HTML.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ GIVEN = {
     "seconds_each": "s a calibration",
     "seconds_all": "s for all widths",
 }
+LONG = 40  # characters of a LaTeX cell that is wrapped
 STYLE = """<!doctype html><meta charset="utf-8"><style>
 body { font: 14px sans-serif } table { border-collapse: collapse; margin: 1em }
 th, td { padding: 3px 9px; text-align: left; border-bottom: 1px solid #ddd }
@@ -33,12 +35,12 @@ def method_order(method: str) -> tuple:
 
 
 def cell(group: pd.DataFrame) -> str:
-    """One cell: the mean over seeds, ± the standard deviation where there are several; or why there is none."""
-    done = group[group.status == "done"].top1
-    if len(done) < len(group):
-        failed = group[group.status == "failed"]
-        return f"failed ({failed.log.iloc[0]})" if len(failed) else "not run"
-    return mean_sd(done)
+    """One cell: the mean over seeds, ± the standard deviation where there are several; and what is missing."""
+    done, failed = (group[group.status == status] for status in ("done", "failed"))
+    if len(done) == len(group):
+        return mean_sd(done.top1)
+    why = f"failed ({failed.log.iloc[0]})" if len(failed) else "not run"
+    return f"{mean_sd(done.top1)}, {len(done)} of {len(group)} seeds, else {why}" if len(done) else why
 
 
 def mean_sd(values: pd.Series) -> str:
@@ -65,12 +67,12 @@ def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
 
     Behind them what each method was given: steps and seconds of a calibration, peak memory, seconds for all widths.
     """
-    cells = with_width(runs).groupby([*KEYS, "w_bits", "a_bits", "width"]).apply(cell, include_groups=False)
-    table = cells.rename("top1").reset_index()
+    groups = with_width(runs).groupby([*KEYS, "w_bits", "a_bits", "width"])
+    table = pd.DataFrame([[*key, cell(group)] for key, group in groups], columns=[*groups.keys, "top1"])
     widths = table.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
     table = table.pivot(index=KEYS, columns="width", values="top1")[list(widths)].reset_index()
     given = cost(runs).set_index(KEYS)[list(GIVEN)].rename(columns=GIVEN)
-    given = given.map(lambda value: value if value == "" else f"{value:.0f}")
+    given = given.astype(object).map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
     return ordered(table.join(given, on=KEYS)).fillna("")
 
 
@@ -91,9 +93,9 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
         serves=("serves", "max"),
     ).reset_index()  # fmt: skip
-    table["steps_all"] = table.steps_all.map(
-        lambda steps: "" if pd.isna(steps) else int(steps)
-    )  # older records lack it
+    # beside runs that are missing pandas reads these as floating-point numbers; older records lack steps_all
+    whole = ["steps", "steps_all", "images", "peak_mb"]
+    table[whole] = table[whole].astype("Int64")
     table["widths"] = table.backbone.map(served).astype(int)
     table["calibrations"] = np.ceil(table.widths / table.serves.astype(int)).astype(int)
     table["seconds_all"] = (table.seconds_each * table.calibrations).round(1)
@@ -130,14 +132,25 @@ def _markdown(table: pd.DataFrame) -> str:
 def _latex(table: pd.DataFrame) -> str:
     """A tabular in LaTeX, with booktabs."""
     header, *body = [" & ".join(map(_tex, row)) + r" \\" for row in [table.columns, *table.itertuples(index=False)]]
-    columns = "l" * len(KEYS) + "r" * (len(table.columns) - len(KEYS))
+    columns = "".join(map(_latex_column, zip(*table.itertuples(index=False), strict=True)))
     begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
     return "\n".join([begin, r"\toprule", header, r"\midrule", *body, r"\bottomrule", end]) + "\n"
 
 
+def _latex_column(cells: Sequence) -> str:
+    """How a column is set: long text wrapped, text to the left, numbers to the right."""
+    texts = list(map(str, cells))
+    if max(map(len, texts), default=0) > LONG:
+        return "p{5cm}"
+    return "l" if any(text[:1].isalpha() for text in texts) else "r"
+
+
 def _tex(value) -> str:
     """A cell in LaTeX."""
-    return str(value).replace("_", r"\_").replace("±", r"$\pm$")
+    text = str(value)
+    for character, command in {"&": r"\&", "%": r"\%", "_": r"\_", "±": r"$\pm$", "γ": r"$\gamma$"}.items():
+        text = text.replace(character, command)
+    return text
 
 
 def runs_and_folder(description: str) -> tuple[pd.DataFrame, Path]:

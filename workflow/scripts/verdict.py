@@ -3,9 +3,14 @@
     verdict.py --published workflow/published.yaml --runs results/cifar10/runs.csv
         [--ablations results/cifar10_ablations/runs.csv] [--mixed RECORD ...] --out results/cifar10/tables
 
-Differences are paired by seed; ci95 is half the width of the 95 % interval of their mean. A claim is `match` where
-ours lies within the tolerance of the paper's value (for a claim without one: on the side it names, interval included),
-`near` where only the sign or a part of the interval agrees, else `off`, and `not run` where runs are missing.
+Differences are paired by seed; ci95 is half the width of the 95 % interval of their mean (Student's t). What is judged
+is ours with that interval; with one seed, with 1.96 standard errors of an accuracy on that many images instead.
+
+- A claim with a value is `match` where ours lies within the tolerance of the paper's value, `near` where the whole
+  interval has the sign of the paper's value, else `off`.
+- A claim with a side (`at least`, less the tolerance) is `match` where the whole interval lies on it, `near` where a
+  part of it does, else `off`.
+- An accuracy is `match` within the tolerance, `near` within three times that, else `off`.
 """
 
 import argparse
@@ -23,20 +28,24 @@ from tables import write
 
 COLUMNS = ["claim", "paper", "ours", "sd", "n", "ci95", "delta", "tolerance", "verdict", "reason"]
 POINT = 1.0  # tolerance of a difference of accuracies that the paper states, in points; half where it states 1
-NOISE = 0.3  # standard error of an accuracy on 10,000 images, in points
 CELL = 0.5  # tolerance of an accuracy of the same network on the same images, in points
+NORMAL95 = 1.96
 
 
-def judge_value(ours: Estimate, paper: float, tolerance: float) -> str:
-    """Against a value of the paper: match within the tolerance, near with the same sign, else off."""
+def half_width(ours: Estimate, standard_error: float) -> float:
+    """Half of the interval that is judged: over the seeds, or with one seed of the images."""
+    return NORMAL95 * standard_error if math.isnan(ours.ci95) else ours.ci95
+
+
+def judge_value(ours: Estimate, paper: float, tolerance: float, half: float) -> str:
+    """Against a value of the paper; see above."""
     if abs(ours.mean - paper) <= tolerance:
         return "match"
-    return "near" if ours.mean * paper > 0 else "off"
+    return "near" if ours.mean * paper > 0 and abs(ours.mean) > half else "off"
 
 
-def judge_side(ours: Estimate, least: float) -> str:
-    """Against a claim `at least`: match with the whole interval, near with a part of it, else off."""
-    half = 0 if math.isnan(ours.ci95) else ours.ci95
+def judge_side(ours: Estimate, least: float, half: float) -> str:
+    """Against a claim `at least`; see above."""
     if ours.mean - half >= least:
         return "match"
     return "near" if ours.mean + half >= least else "off"
@@ -104,63 +113,68 @@ def case3_best(runs: Runs) -> tuple[Estimate, str]:
     return others[hardest], f"case 3 minus case {hardest} at W3A3; minus no mixing: {unmixed.mean:+.2f}"
 
 
-def judged(claim: dict, runs: Runs, measure: Callable, tolerance: float, least: float | None = None, how="") -> dict:
-    """A claim's line: against the paper's value, or against a side where `least` is given; `how` it is read."""
+def judged(claim: dict, runs: Runs, measure: Callable, tolerance: float, at_least: bool = False, how: str = "") -> dict:
+    """A claim's line; at_least: ours may be better than the paper's value, or than 0 where it gives none."""
     paper = claim.get("value")
-    said = f"{paper:+g}" if paper is not None else "yes"
-    text = f"{claim['text']}{', ' + how if how else ''} [{runs.backbone}]"
+    said = f"{'yes' if paper is None else f'{paper:+g}'} ({claim['certainty']})"
+    text = f"{claim['text']}{', ' + how if how else ''} [{runs.backbone}, {runs.steps:,} steps]"
     try:
         ours, reason = measure(runs)
     except Missing as missing:
         return not_run(text, said, str(missing))
-    if least is None:
-        return row(text, said, ours, ours.mean - paper, tolerance, judge_value(ours, paper, tolerance), reason)
-    return row(text, said, ours, ours.mean - least, tolerance, judge_side(ours, least), reason)
+    half = half_width(ours, runs.standard_error)
+    if at_least:
+        verdict = judge_side(ours, (paper or 0) - tolerance, half)
+    else:
+        verdict = judge_value(ours, paper, tolerance, half)
+    return row(text, said, ours, math.nan if paper is None else ours.mean - paper, tolerance, verdict, reason)
 
 
 def main_claims(claims: dict, runs: Runs, switching: list[dict]) -> list[dict]:
     """What the runs of all methods say about PTMQ on one backbone."""
-    return [
-        judged(claims["one_calibration"], runs, one_calibration, NOISE, least=-NOISE),
-        judged(claims["near_single_width_w3a3"], runs, near_single_width("W3A3"), POINT),
-        judged(claims["near_single_width_w4a4"], runs, near_single_width("W4A4"), POINT),
-        recalibration(claims["no_recalibration"], runs.backbone, switching),
-    ]
+    lines = [judged(claims["one_calibration"], runs, one_calibration, runs.standard_error, at_least=True)]
+    for width in ("W3A3", "W4A4"):
+        if width in runs.groups:
+            claim = claims[f"near_single_width_{width.lower()}"]
+            lines.append(judged(claim, runs, near_single_width(width), POINT, at_least=True))
+    return [*lines, recalibration(claims["no_recalibration"], runs.backbone, switching)]
 
 
 def ablation_claims(claims: dict, runs: Runs) -> list[dict]:
     """What the variants of PTMQ say about its parts on one backbone; a reading of the GD-Loss is a line."""
-    lines = [judged(claims["mfm_case3_best"], runs, case3_best, 0, least=0)]
+    lines = [judged(claims["mfm_case3_best"], runs, case3_best, 0, at_least=True)]
     for how, pair in READINGS.items():
         lines += [
             judged(claims["gd_gain_w3a3"], runs, gd_gain("W3A3", *pair), POINT, how=how),
             judged(claims["gd_gain_w5a5"], runs, gd_gain("W5A5", *pair), POINT / 2, how=how),
-            judged(claims["gd_more_at_low_widths"], runs, gd_more_at_low(*pair), 0, least=0, how=how),
+            judged(claims["gd_more_at_low_widths"], runs, gd_more_at_low(*pair), 0, at_least=True, how=how),
         ]
     return lines
 
 
 def recalibration(claim: dict, backbone: str, switching: list[dict]) -> dict:
     """Images needed to switch the network."""
-    text = f"{claim['text']} [{backbone}]"
+    text, said = f"{claim['text']} [{backbone}]", f"0 images ({claim['certainty']})"
     if not switching:
-        return not_run(text, "0 images", "needs the mixed-precision stage")
-    images = estimate([part["switch_images"] for part in switching])
-    ms = estimate([part["switch_ms"] for part in switching])
-    adaptive = switching[0]
-    reason = (
-        f"a switch takes {ms.mean:.2g} ms; AdaptiveBN would take {adaptive['adaptive_bn_images']:,} images "
-        f"and {adaptive['adaptive_bn_ms'] / 1000:.3g} s"
+        return not_run(text, said, "needs the mixed-precision stage")
+    images, ms, adaptive_ms = (
+        estimate([part[key] for part in switching]) for key in ("switch_images", "switch_ms", "adaptive_bn_ms")
     )
-    return row(text, "0 images", images, images.mean, 0, "match" if images.mean == 0 else "off", reason)
+    reason = (
+        f"a switch takes {ms.mean:.2g} ms; AdaptiveBN would take {switching[0]['adaptive_bn_images']:,} images "
+        f"and {adaptive_ms.mean / 1000:.3g} s"
+    )
+    return row(text, said, images, images.mean, 0, "match" if images.mean == 0 else "off", reason)
 
 
 def cost_claims(published: dict) -> list[dict]:
     """Published costs: none of them can be measured without the paper's images and hardware."""
     claim = published["claims"]["speed_up"]
-    rows = [not_run(claim["text"], f"{claim['value']} x", "needs a multi-bit method that is trained, in the same run")]
+    said = f"{claim['value']} x ({claim['certainty']})"
+    rows = [not_run(claim["text"], said, "needs a multi-bit method that is trained, in the same run")]
     return rows + [
-        not_run(f"{entry['method']} on {entry['backbone']}, cost", f"{entry['minutes']:,} minutes, {entry['device']}",
+        not_run(f"{entry['method']} on {entry['backbone']}, cost",
+                f"{entry['minutes']:,} minutes, {entry['device']} ({entry['certainty']})",
                 "needs ImageNet and that device")
         for entry in published["cost"]
     ]  # fmt: skip
@@ -173,20 +187,19 @@ def cells(published: dict, runs: pd.DataFrame) -> list[dict]:
     for entry in published["accuracy"]:
         ours = Runs(runs, entry["backbone"]) if entry.get("dataset", "imagenet") in datasets else None
         for width, paper in entry["top1"].items():
-            claim = f"{entry['method']} on {entry['backbone']}, {width}"
+            claim, said = f"{entry['method']} on {entry['backbone']}, {width}", f"{paper:.2f} ({entry['certainty']})"
             try:
                 if ours is None or "note" in entry:
                     raise Missing("needs ImageNet" if ours is None else entry["note"])
                 mine = estimate(list(ours.of(entry["method"], width)))
             except Missing as missing:
                 if entry["method"] == "ptmq":
-                    found.append(not_run(claim, f"{paper:.2f}", str(missing)))
+                    found.append(not_run(claim, said, str(missing)))
                 continue
             delta = mine.mean - paper
             verdict = "match" if abs(delta) <= CELL else "near" if abs(delta) <= 3 * CELL else "off"
-            found.append(
-                row(claim, f"{paper:.2f}", mine, delta, CELL, verdict, f"{entry['source']}, {entry['certainty']}")
-            )
+            source = published["sources"][entry["source"]]["title"]
+            found.append(row(claim, said, mine, delta, CELL, verdict, source))
     return found
 
 
@@ -214,7 +227,7 @@ def main() -> None:
         rows += main_claims(published["claims"], Runs(runs, backbone), switching[backbone])
     for backbone in backbones_of(ablations)[: None if args.ablations else 1]:  # one network's lines say what is missing
         rows += ablation_claims(published["claims"], Runs(ablations, backbone))
-    rows += cost_claims(published) + cells(published, runs)
+    rows += sorted(cells(published, runs) + cost_claims(published), key=lambda line: line["verdict"] == "not run")
     args.out.mkdir(parents=True, exist_ok=True)
     write(pd.DataFrame(rows, columns=COLUMNS), args.out / "verdict", by=None)
 
