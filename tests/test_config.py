@@ -193,7 +193,7 @@ def test_groups_are_ordered_by_their_widths():
 
 @pytest.mark.parametrize("argv, message", [
     (["quantize", "--out", "x"], "--weights is missing"),
-    (["quantize", "--weights", "w", "--out", "x"], "--profile is missing"),
+    (["quantize", "--weights", "w", "--out", "x"], "--profile, --backbone, --method are missing"),
     (["quantize", "--weights", "w", "--out", "x", "--spec", "{"], "is not a run in JSON"),
     (["quantize", "--weights", "w", "--out", "x", "--profile", "none.yaml", "--backbone", "b", "--method", "m"], "profile 'none.yaml' cannot be read: No such file"),
     (["evaluate", "--out", "x"], "give either --model"),
