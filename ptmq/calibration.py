@@ -12,7 +12,6 @@ from ptmq.config import ALL_WIDTHS, Run
 from ptmq.datasets import Images
 from ptmq.errors import InputError
 from ptmq.files import sha256
-from ptmq.imagenet import ImageFiles
 from ptmq.methods import Method, create
 from ptmq.multibit import MultiBitModel
 from ptmq.progress import Bar
@@ -32,7 +31,7 @@ def method_of(run: Run) -> Method:
 
 def open_images(
     backbone: str, split: str, data_dir: str | None, dataset: str | None = None
-) -> tuple[Images | ImageFiles, dict[str, str]]:
+) -> tuple[Images, dict[str, str]]:
     """One split of a dataset (without a name the backbone's own), as the backbone wants it, and hashes of its files."""
     entry = get_backbone(backbone)
     root = datasets.data_folder(data_dir)

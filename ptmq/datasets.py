@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,29 +19,30 @@ from ptmq.backbones import Backbone
 from ptmq.errors import InputError, one_of
 from ptmq.files import sha256
 
-if TYPE_CHECKING:
-    from ptmq.imagenet import ImageFiles
-
 SPLITS = ("train", "heldout", "test")
 
 
 class Images(Dataset):
-    """Images (count, channels, height, width), uint8 or float in 0..1, and labels (count,), in memory.
+    """Images and their labels (count,); how the pixels are read is the subclass's part.
 
-    Items are normalised float images and int labels; a batch is read at once.
+    Items are normalised float images (channels, height, width) and int labels; a batch is read at once.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float]):
-        self.images, self.labels = images, labels
+    def __init__(self, labels: Tensor, mean: Sequence[float], std: Sequence[float]):
+        self.labels = labels
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.labels)
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """Images (len(index), channels, height, width), uint8 or float in 0..1."""
+        raise NotImplementedError
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised images (len(index), channels, height, width) and labels (len(index),)."""
-        images = self.images[index]
-        scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+        pixels = self.pixels(index)
+        scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
         return (scaled - self.mean) / self.std, self.labels[index]
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
@@ -50,15 +50,26 @@ class Images(Dataset):
         return image[0], int(label)
 
 
+class ImagesInMemory(Images):
+    """Images that are one tensor (count, channels, height, width), uint8 or float in 0..1."""
+
+    def __init__(self, images: Tensor, labels: Tensor, mean: Sequence[float], std: Sequence[float]):
+        super().__init__(labels, mean, std)
+        self.images = images
+
+    def pixels(self, index: Tensor) -> Tensor:
+        return self.images[index]
+
+
 @dataclass(frozen=True)
 class DatasetSource:
     """One dataset.
 
-    open(root, split, backbone): its images as the backbone wants them · fetch(root, offline): makes sure that they are in
-    `root` and gives the SHA-256 of what it checked · classes: the dataset whose backbones it serves.
+    open(root, split, backbone): its images as the backbone wants them · fetch(root, offline): makes sure that they are
+    in `root` and gives the SHA-256 of what it checked · classes: the dataset whose backbones it serves.
     """
 
-    open: Callable[[Path, str, Backbone], "Images | ImageFiles"]
+    open: Callable[[Path, str, Backbone], Images]
     fetch: Callable[[Path, bool], dict[str, str]]
     classes: str
 
@@ -78,7 +89,7 @@ def _open_digits(root: Path, split: str, backbone: Backbone) -> Images:
     train, heldout = train_test_split(rest, test_size=200, stratify=digits.target[rest], random_state=0)
     chosen = {"train": train, "heldout": heldout, "test": test}[split]
     images = torch.tensor(digits.images[chosen] / 16, dtype=torch.float32).unsqueeze(1)  # (count, 1, 8, 8)
-    return Images(images, torch.tensor(digits.target[chosen]), backbone.mean, backbone.std)
+    return ImagesInMemory(images, torch.tensor(digits.target[chosen]), backbone.mean, backbone.std)
 
 
 # ---------------------------------------------------------------- CIFAR-10
@@ -105,7 +116,7 @@ def _open_cifar10(root: Path, split: str, backbone: Backbone) -> Images:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(10))
         chosen = order[:CIFAR_HELDOUT] if split == "heldout" else order[CIFAR_HELDOUT:]
         images, labels = images[chosen], labels[chosen]
-    return Images(images, labels, backbone.mean, backbone.std)
+    return ImagesInMemory(images, labels, backbone.mean, backbone.std)
 
 
 def _fetch_cifar10(root: Path, offline: bool) -> dict[str, str]:
@@ -148,13 +159,13 @@ def _imagenet(folder: str, resize: bool, heldout: int) -> DatasetSource:
 
         return listing_sha256(root / folder)
 
-    def open_files(root: Path, split: str, backbone: Backbone) -> ImageFiles:
+    def open_files(root: Path, split: str, backbone: Backbone) -> Images:
         from ptmq.imagenet import ImageFiles, files_of
 
         if split == "heldout" and not heldout:
             raise InputError(f"dataset {folder!r} has no held-out images. Choose settings on another dataset.")
         files = files_of(root / folder, split, heldout)
-        return ImageFiles(files, backbone.preprocessing, resize, backbone.mean, backbone.std)
+        return ImageFiles(files, backbone, resize)
 
     return DatasetSource(open_files, fetch, classes="imagenet")
 
@@ -180,7 +191,7 @@ def fetch(name: str, root: Path, offline: bool = False) -> dict[str, str]:
     return DATASETS[one_of("dataset", name, DATASETS)].fetch(root, offline)
 
 
-def load(name: str, split: str, root: Path, backbone: Backbone) -> "Images | ImageFiles":
+def load(name: str, split: str, root: Path, backbone: Backbone) -> Images:
     """One split of a dataset, as the backbone wants it. `fetch` it first."""
     source = DATASETS[one_of("dataset", name, DATASETS)]
     return source.open(root, one_of("split", split, SPLITS), backbone)

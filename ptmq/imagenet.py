@@ -13,39 +13,33 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 from torchvision.transforms.v2.functional import InterpolationMode
 
-from ptmq.backbones import Preprocessing
+from ptmq.backbones import Backbone
+from ptmq.datasets import Images
 from ptmq.errors import InputError
 
 FOLDERS = {"train": "train", "heldout": "train", "test": "val"}
 SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
-class ImageFiles(Dataset):
-    """Image files and their labels (count,); items are normalised float images (3, size, size) and int labels.
+class ImageFiles(Images):
+    """Image files, cropped to (3, size, size), uint8.
 
     resize: whether the shorter side is brought to the checkpoint's size before the crop; files that were resized
     when they were published are cropped only.
     """
 
-    def __init__(self, files: Sequence[tuple[Path, int]], preprocessing: Preprocessing, resize: bool,
-                 mean: Sequence[float], std: Sequence[float]):  # fmt: skip
+    def __init__(self, files: Sequence[tuple[Path, int]], backbone: Backbone, resize: bool):
+        super().__init__(torch.tensor([label for _, label in files]), backbone.mean, backbone.std)
         self.paths = [path for path, _ in files]
-        self.labels = torch.tensor([label for _, label in files])
-        self.preprocessing, self.resize = preprocessing, resize
-        self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+        self.preprocessing, self.resize = backbone.preprocessing, resize
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images (len(index), 3, size, size) and labels (len(index),)."""
+    def pixels(self, index: Tensor) -> Tensor:
+        """Decoded with a thread for every core."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images = list(pool.map(self.read, index.tolist()))
-        return (torch.stack(images).float() / 255 - self.mean) / self.std, self.labels[index]
+            return torch.stack(list(pool.map(self.read, index.tolist())))
 
     def read(self, index: int) -> Tensor:
         """One image, cropped, uint8 (3, size, size). Raises InputError where the file is no image."""
@@ -62,10 +56,6 @@ class ImageFiles(Dataset):
         if self.resize:
             image = transforms.resize(image, [resize], InterpolationMode(interpolation), antialias=True)
         return transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.batch(torch.tensor([index]))
-        return image[0], int(label)
 
 
 def files_of(root: Path, split: str, heldout: int) -> list[tuple[Path, int]]:
