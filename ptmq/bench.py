@@ -17,7 +17,7 @@ from ptmq.reconstruct import Learner, Random
 
 GROUPS = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
 IMAGES = 128
-SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8)}
+SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8), "imagenet": (3, 224, 224)}
 
 
 def plain_passes(unit: Unit, features: Features, batch_size: int, count: int) -> Callable[[], None]:

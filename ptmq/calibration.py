@@ -62,7 +62,8 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     index = calibration_index(len(images), run)
     calibration, _ = images.batch(index)
 
-    model = MultiBitModel(network, backbone.blocks, method.widths, method.settings.edge_bits).to(device).eval()
+    edge_bits, softmax = method.settings.edge_bits, method.settings.quantize_softmax
+    model = MultiBitModel(network, backbone.blocks, method.widths, edge_bits, softmax).to(device).eval()
     weights_sha256 = sha256(weights)
     # The name holds all that the state depends on, so that another run's, or older code's, is never taken up.
     identity = record.fingerprint([run.to_json(), weights_sha256, record.code_hash(type(method)), device.type])

@@ -171,7 +171,7 @@ def data(args: argparse.Namespace) -> None:
 def weights(args: argparse.Namespace) -> None:
     """Get a public checkpoint; write it as safetensors under the network's own names."""
     from ptmq.backbones import get_backbone
-    from ptmq.files import save_tensors
+    from ptmq.files import save_tensors, sha256
     from ptmq.weights import fetch, load_state, read_checkpoint, weights_folder
 
     required(args, "backbone")
@@ -182,7 +182,7 @@ def weights(args: argparse.Namespace) -> None:
     path = fetch(checkpoint, weights_folder(args.weights_dir), args.offline)
     state = read_checkpoint(path, checkpoint)
     load_state(backbone.network(), state, str(path))
-    source = {"file": checkpoint.file, "sha256": checkpoint.sha256, "source": checkpoint.source, "url": checkpoint.url}
+    source = {"file": checkpoint.file, "sha256": sha256(path), "source": checkpoint.source, "url": checkpoint.url}
     save_tensors(args.out, state, {"backbone": args.backbone, **source})
 
 

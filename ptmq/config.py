@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ptmq.backbones import BACKBONES, CNN_GROUPS
 from ptmq.errors import InputError, one_of, require
 
 SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "profile.schema.yaml"
@@ -94,6 +95,7 @@ def validate(profile: Mapping[str, Any]) -> dict[str, Any]:
     )
     if problems:
         raise InputError("profile: " + " ".join(dict.fromkeys(map(_explain, problems))))
+    profile["backbones"] = {name: body or {} for name, body in profile["backbones"].items()}
     _check_names(profile)
     return profile
 
@@ -170,13 +172,17 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
     """The runs that a profile asks for of one method on one backbone: variants x seeds (x widths)."""
     where = f"profile {profile['profile']}"
     body = profile["backbones"][one_of(f"{where}: backbone", backbone, profile["backbones"])] or {}
+    entry = BACKBONES.get(backbone)  # what the registry says of it counts where the profile says nothing
+    standard = entry.settings.get(method, {}) if entry else {}
+    standard_groups = entry.groups if entry else CNN_GROUPS
     chosen = profile["methods"][one_of(f"{where}: method", method, profile["methods"])] or {}
     if backbone not in chosen.get("backbones", [backbone]):
         return []
     runs = []
     for variant, changes in (chosen.get("variants") or {"default": {}}).items():
-        settings = {**chosen.get("settings", {}), **body.get("settings", {}).get(method, {}), **(changes or {})}
-        groups = settings.pop("groups", body["groups"])
+        own = body.get("settings", {}).get(method, {})
+        settings = {**standard, **chosen.get("settings", {}), **own, **(changes or {})}
+        groups = settings.pop("groups", body.get("groups", standard_groups))
         images = settings.pop("calibration_images", profile["calibration_images"])
         seeds = settings.pop("seeds", body.get("seeds", profile["seeds"]))
         widths = chosen.get("widths", {})

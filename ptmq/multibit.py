@@ -40,17 +40,24 @@ class MultiBitModel(nn.Module):
 
     network: a trained FP network that torch.fx can trace; it is not changed · blocks: names of its
     reconstruction blocks, with wildcards · widths: every width it shall be able to take · edge_bits: width of
-    the first and last layers' weights and of the last layer's input.
+    the first and last layers' weights and of the last layer's input · softmax: quantize the output of softmax, too.
     """
 
-    def __init__(self, network: nn.Module, blocks: Sequence[str], widths: Sequence[BitWidth], edge_bits: int = 8):
+    def __init__(
+        self,
+        network: nn.Module,
+        blocks: Sequence[str],
+        widths: Sequence[BitWidth],
+        edge_bits: int = 8,
+        softmax: bool = False,
+    ):
         super().__init__()
         self.widths = tuple(sorted(BitWidth.parse(width) for width in widths))
         if not self.widths:
             raise InputError("a multi-bit model needs at least one width, such as W4A4.")
-        self.edge_bits = edge_bits
+        self.edge_bits, self.softmax = edge_bits, softmax
         weights, activations = [w.weight for w in self.widths], [w.activation for w in self.widths]
-        units = to_units(network, blocks, weights, activations, edge_bits)
+        units = to_units(network, blocks, weights, activations, edge_bits, softmax)
         self.units = nn.ModuleList(Unit(name, graph) for name, graph in units)
         self.set_bits(FP, FP)
 

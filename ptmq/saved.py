@@ -17,7 +17,12 @@ TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 def save_model(folder: Path, model: MultiBitModel, backbone: str, info: dict[str, Any]) -> None:
     """Write a calibrated model; `info` is kept in model.json beside what loading needs."""
     save_tensors(folder / TENSORS, model.state_dict(), {"backbone": backbone})
-    shape = {"backbone": backbone, "widths": [str(w) for w in model.widths], "edge_bits": model.edge_bits}
+    shape = {
+        "backbone": backbone,
+        "widths": [str(w) for w in model.widths],
+        "edge_bits": model.edge_bits,
+        "softmax": model.softmax,
+    }
     write_json(folder / DESCRIPTION, {"model": shape, **info})
 
 
@@ -37,7 +42,7 @@ def load_model(folder: Path) -> tuple[MultiBitModel, dict[str, Any]]:
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
         network = backbone.network()
     widths = [BitWidth.parse(width) for width in shape["widths"]]
-    model = MultiBitModel(network, backbone.blocks, widths, shape["edge_bits"])
+    model = MultiBitModel(network, backbone.blocks, widths, shape["edge_bits"], shape.get("softmax", False))
     tensors, _ = load_tensors(folder / TENSORS)
     try:
         model.load_state_dict(tensors)

@@ -1,5 +1,6 @@
 """Floating-point weights: fetched by hash or trained here, kept as safetensors under the network's own names."""
 
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -21,6 +22,11 @@ def fetch(checkpoint: Checkpoint, folder: Path, offline: bool = False) -> Path:
     """The checkpoint's file in `folder`, downloaded where absent. Raises InputError unless its hash is right."""
     path = folder / checkpoint.file
     if not path.exists():
+        if checkpoint.url is None:
+            raise InputError(
+                f"weights {checkpoint.file!r} are not in {str(folder)!r} and cannot be downloaded "
+                f"({checkpoint.source}). Point weights_dir (or PTMQ_WEIGHTS_DIR) to a folder that holds them."
+            )
         if offline:
             raise InputError(
                 f"weights {checkpoint.file!r} are not in {str(folder)!r} and offline is true. Point weights_dir "
@@ -28,14 +34,14 @@ def fetch(checkpoint: Checkpoint, folder: Path, offline: bool = False) -> Path:
             )
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(checkpoint.url, str(path), checkpoint.sha256)
+            torch.hub.download_url_to_file(checkpoint.url, str(path), checkpoint.sha256 or None)
         except Exception as error:
             raise InputError(
                 f"weights {checkpoint.file!r} could not be downloaded from {checkpoint.url}: {error}. "
                 f"Put the file into {str(folder)!r}, or set weights_dir (or PTMQ_WEIGHTS_DIR)."
             ) from error
     found = sha256(path)
-    if found != checkpoint.sha256:
+    if not found.startswith(checkpoint.sha256):
         raise InputError(
             f"weights {str(path)!r} have SHA-256 {found[:16]}..., not {checkpoint.sha256[:16]}... "
             "The file is damaged or another one; delete it and run again."
@@ -45,11 +51,19 @@ def fetch(checkpoint: Checkpoint, folder: Path, offline: bool = False) -> Path:
 
 def read_checkpoint(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The state dict of a public file under the network's names. Tensors only: nothing in it is executed."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(f"weights {str(path)!r} are refused: not a plain file of tensors ({error}).") from None
+    if path.suffix == ".safetensors":
+        content, _ = load_tensors(path)
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise InputError(f"weights {str(path)!r} are refused: not a plain file of tensors ({error}).") from None
     state = content[checkpoint.entry] if checkpoint.entry else content
+    if checkpoint.tensors_sha256 and (found := tensors_sha256(state)) != checkpoint.tensors_sha256:
+        raise InputError(
+            f"the tensors of {str(path)!r} have SHA-256 {found[:16]}..., not {checkpoint.tensors_sha256[:16]}... "
+            "The file is another one; delete it and run again."
+        )
     renamed = {}
     for key, value in state.items():
         for old, new in checkpoint.rename:
@@ -58,6 +72,15 @@ def read_checkpoint(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
                 break
         renamed[key] = value
     return renamed
+
+
+def tensors_sha256(state: dict[str, Tensor]) -> str:
+    """A hash of names, shapes and values, whatever file they come from."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], where: str) -> nn.Module:

@@ -1,0 +1,22 @@
+"""Networks whose checkpoints were published with BatchNorm already folded into the convolutions."""
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+def without_norms(network: nn.Module) -> nn.Module:
+    """Fold, in place, every BatchNorm that follows a convolution in an nn.Sequential; weights keep their names."""
+    for parent in network.modules():
+        if isinstance(parent, nn.Sequential):
+            for number in range(len(parent) - 1):
+                if isinstance(parent[number], nn.Conv2d) and isinstance(parent[number + 1], nn.BatchNorm2d):
+                    parent[number] = fuse_conv_bn_eval(parent[number].eval(), parent[number + 1].eval())
+                    parent[number + 1] = nn.Identity()
+    return network
+
+
+def mobilenet_v2_folded() -> nn.Module:
+    """torchvision's MobileNetV2 without BatchNorm: (batch, 3, 224, 224) -> (batch, 1000) logits."""
+    from torchvision.models import mobilenet_v2
+
+    return without_norms(mobilenet_v2())
