@@ -38,7 +38,8 @@ def keep_mask(like: Tensor, probability: float, generator: torch.Generator) -> T
     words = torch.empty((count + 7) // 8, dtype=torch.int64, device=like.device)
     words.random_(-(2**63), None, generator=generator)
     mask = words.view(torch.uint8)[:count].to(like.dtype).lt_(round(probability * 256))
-    return mask.as_strided(like.shape, like.stride())
+    # the layout of `like` without its holes, if it is a part of a larger tensor
+    return mask.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
 
 
 class _FakeQuantizeActivation(torch.autograd.Function):

@@ -88,3 +88,11 @@ def test_keep_mask_is_a_fair_explicit_coin():
     assert abs(float(one.mean()) - 0.25) < 4 * (0.25 * 0.75 / one.numel()) ** 0.5
     assert torch.equal(torch.random.get_rng_state(), state), "drew from the global generator"
     assert keep_mask(like, 1.0, torch.Generator()).min() == 1 and keep_mask(like, 0.0, torch.Generator()).max() == 0
+
+
+def test_a_mask_of_a_part_of_a_tensor_has_its_shape():
+    """The values of an attention head lie in the output of the layer that gives queries, keys and values."""
+    whole = torch.zeros(2, 5, 3, 4)
+    part = whole[:, :, 1].transpose(1, 2)
+    mask = keep_mask(part, 0.5, torch.Generator().manual_seed(0))
+    assert mask.shape == part.shape and set(mask.unique().tolist()) == {0.0, 1.0}
