@@ -160,6 +160,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.bits == FP:
             return x
+        x = x.to(self.step[str(self.bits)].dtype)  # under autocast layers put out bfloat16, too coarse for 8 bits
         keep = None
         if self.drop is not None and self.drop.keep < 1:
             keep = keep_mask(x, self.drop.keep, self.drop.generator)

@@ -120,7 +120,8 @@ class Learner:
         outputs = []
         for width, x in zip(drawn, phase.mix(take(features.fp, index), quantized, self.random.device), strict=True):
             unit.set_bits(width)
-            outputs.append(unit(x))
+            with torch.autocast(self.random.on.type, torch.bfloat16, enabled=self.settings.autocast):
+                outputs.append(unit(x).float())
         loss = self._loss(index, outputs)
         if loss.dim():
             raise InputError(

@@ -73,6 +73,7 @@ class ReconstructionSettings(StepSizeSettings):
     lr_rounding_schedule: str = "constant"  # or cosine, to 0
     lr_step_size: float = 2e-3  # Adam, cosine to 0
     keep: float = 0.5  # probability that an activation of the block stays quantized (QDrop); 1 is no drop
+    autocast: bool = False  # layers and products of the learning steps in bfloat16: another result, faster on a GPU
 
     def __post_init__(self):
         super().__post_init__()

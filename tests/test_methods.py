@@ -319,3 +319,18 @@ def test_the_record_shows_how_far_the_rounding_was_pushed(images):
         assert after[0] + after[-1] > before[0] + before[-1], "h(V) ends nearer to 0 and 1"
     _, records = calibrated("flexround", images)
     assert all(record["h_before"] == [] for record in records)
+
+
+def test_autocast_learns_in_bfloat16_and_is_off_by_default(images):
+    from dataclasses import asdict
+
+    plain, _ = calibrated("qdrop", images, steps=20)
+    halved, _ = calibrated("qdrop", images, steps=20, autocast=True)
+    assert not asdict(create("qdrop", {}, ["W4A4"]).settings)["autocast"]
+    steps = [
+        torch.stack([layer.step for layer in model.layers if layer.step.numel() == 8]) for model in (plain, halved)
+    ]
+    assert torch.equal(*steps), "weights' step sizes are searched in float32"
+    learned = [torch.cat([p.data for q in model.quantizers for p in q.step.values()]) for model in (plain, halved)]
+    assert not torch.equal(*learned)
+    torch.testing.assert_close(*learned, rtol=0.05, atol=0)
