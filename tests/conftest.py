@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from ptmq.bits import BitGroups
@@ -87,11 +88,10 @@ def copy_of_the_project(folder: Path) -> Path:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder)
-    profile = (folder / "workflow/config/digits.yaml").read_text()
-    small = (
-        profile.replace("  nearest_minmax: {}\n", "").split("  digits_vit")[0]
-        + "    training: {epochs: 1}\n\n"
-        + profile[profile.index("methods:") :]
-    )
-    (folder / "workflow/config/digits.yaml").write_text(small.replace("  nearest_minmax: {}\n", ""))
+    path = folder / "workflow/config/digits.yaml"
+    profile = yaml.safe_load(path.read_text())
+    backbone = profile["backbones"]["digits_resnet"]
+    profile["backbones"] = {"digits_resnet": {**backbone, "training": {"epochs": 1}}}
+    profile["methods"] = {name: profile["methods"][name] for name in ("nearest_mse", "ptmq")}
+    path.write_text(yaml.safe_dump(profile, sort_keys=False))
     return folder
