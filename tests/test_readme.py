@@ -16,6 +16,20 @@ def test_the_table_is_the_committed_one():
         assert line in README
 
 
+def test_the_verdict_is_the_committed_one():
+    """All of it but the lines that need ImageNet."""
+    lines = (ROOT / "results/cifar10/tables/verdict.md").read_text().splitlines()
+    for line in lines:
+        assert line in README or "needs ImageNet" in line
+
+
+def test_the_ablations_are_the_committed_ones():
+    page = (ROOT / "docs/ablations.md").read_text()
+    for path in (ROOT / "results/cifar10_ablations/tables").glob("ablation_*.md"):
+        for line in path.read_text().splitlines():
+            assert line in page, path.name
+
+
 def test_links_lead_somewhere():
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     for page in pages:
@@ -32,11 +46,11 @@ def test_modules_that_are_named_exist():
 
 @pytest.mark.parametrize("profile", PUBLISHED)
 def test_published_results_are_their_records(profile):
-    """Every row is in a record, and every record names the commit of clean code that made it."""
+    """Every row is in a record, and every record names the commit of clean code that made it; none has failed."""
     root = ROOT / "results" / profile
     runs = pd.read_csv(root / "runs.csv")
-    assert len(runs) and set(runs.status) == {"done"}
-    for row in runs.itertuples():
+    assert len(runs) and set(runs.status) <= {"done", "not run"}
+    for row in runs[runs.status == "done"].itertuples():
         name = f"{row.backbone}/{row.method}/{row.variant}/{row.label}/seed{row.seed}.json"
         record = json.loads((root / "records" / name).read_text())
         line = next(r for r in record["results"] if (r["w_bits"], r["a_bits"]) == (row.w_bits, row.a_bits))

@@ -39,7 +39,7 @@ def row_of(runs: pd.DataFrame, method: str, variant: str) -> dict:
         row |= {f"change {width}": str(change) for width, change in found.items() if change.n}
     if pd.notna(part.rounding_values.iloc[0]):  # hard rounding values take one bit each
         row["R [KiB]"] = f"{part.rounding_values.iloc[0] / 8 / 1024:.2f}"
-    return row | {"images": part.calibration_images.iloc[0], "s": f"{part.seconds.mean():.0f}"}
+    return row | {"images": f"{part.calibration_images.iloc[0]}", "s": f"{part.seconds.mean():.0f}"}
 
 
 def table_of(runs: pd.DataFrame, missing: list[str]) -> pd.DataFrame:
