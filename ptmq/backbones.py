@@ -57,6 +57,7 @@ class Preprocessing:
 
 
 CNN_GROUPS = {"low": ["W3A3", "W4A4"], "medium": ["W5A5", "W6A6"], "high": ["W7A7", "W8A8"]}
+MOBILENET_GROUPS = {"low": ["W4A4"], "medium": ["W5A5", "W6A6"], "high": ["W7A7", "W8A8"]}
 VIT_GROUPS = {"low": ["W4A6", "W5A6"], "medium": ["W6A6"], "high": ["W7A7", "W8A8"]}
 
 
@@ -127,12 +128,12 @@ HUB = "https://huggingface.co/timm/{}/resolve/main/model.safetensors"
 DEPTHWISE = {method: {"regularizer": 0.1} for method in ("adaround", "brecq", "qdrop", "ptmq")}
 
 
-def _torchvision(file: str, blocks: tuple[str, ...], settings: dict | None = None) -> Backbone:
+def _torchvision(file: str, blocks: tuple[str, ...], **more: Any) -> Backbone:
     """A network of torchvision with its first ImageNet weights."""
     name = file.split("-")[0]
     checkpoint = Checkpoint(file, TORCHVISION + file, file[-12:-4], "torchvision, BSD-3-Clause")
     return Backbone(f"torchvision.models:{name}", "imagenet", blocks, **IMAGENET, checkpoint=checkpoint,
-                    preprocessing=Preprocessing(), settings=settings or {})  # fmt: skip
+                    preprocessing=Preprocessing(), **more)  # fmt: skip
 
 
 def _deit(file: str) -> Backbone:
@@ -156,7 +157,9 @@ MOBILENET_BLOCKS = ("features.[1-9]*",)  # features.0 is the stem, features.18 t
 BACKBONES: dict[str, Backbone] = {
     "resnet18": _torchvision("resnet18-f37072fd.pth", RESNET_STAGES),
     "resnet50": _torchvision("resnet50-0676ba61.pth", RESNET_STAGES),
-    "mobilenet_v2": _torchvision("mobilenet_v2-b0353104.pth", MOBILENET_BLOCKS, DEPTHWISE),
+    "mobilenet_v2": _torchvision(
+        "mobilenet_v2-b0353104.pth", MOBILENET_BLOCKS, groups=MOBILENET_GROUPS, settings=DEPTHWISE
+    ),
     # The weights of torchvision as the ONNX model zoo has them: BatchNorm folded. The last layer went through 8 bits.
     "mobilenet_v2_folded": Backbone(
         "ptmq.models.folded:mobilenet_v2_folded",
@@ -170,6 +173,7 @@ BACKBONES: dict[str, Backbone] = {
             "torchvision through the ONNX model zoo (mobilenetv2-7), Apache-2.0",
         ),
         preprocessing=Preprocessing(),
+        groups=MOBILENET_GROUPS,
         settings=DEPTHWISE,
     ),
     "regnetx_600mf": Backbone(
