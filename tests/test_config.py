@@ -105,7 +105,7 @@ def test_nested_command_line_values_arrive_as_text():
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--method", "qdrop"], "profile digits: method 'qdrop' is unknown. Known: nearest_minmax, nearest_mse, ptmq."),
+    (["--method", "lsq"], "profile digits: method 'lsq' is unknown. Known: adaround, brecq, flexround, nearest_minmax, nearest_mse, ptmq, qdrop."),
     (["--method", "ptmq", "--width", "W4A4"], "Choose one of: --variant default --width multi."),
 ])  # fmt: skip
 def test_a_run_that_the_profile_lacks_is_said(argv, message, capsys):
