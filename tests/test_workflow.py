@@ -186,7 +186,9 @@ def test_the_published_tables_are_those_of_the_published_records(profile, tmp_pa
     folder = copy_of_the_project(tmp_path)
     published = ROOT / "results" / profile
     for path in (ROOT / "results").glob(f"{profile}*"):  # the verdict reads the ablations, too
-        shutil.copytree(path, folder / "results" / path.name, ignore=shutil.ignore_patterns("mlflow*", "fp", "models"))
+        shutil.copytree(
+            path, folder / "results" / path.name, ignore=shutil.ignore_patterns("mlflow*", "tables", "figures")
+        )
     done = snakemake(folder, "all", "--forceall", "--configfile", f"workflow/config/{profile}.yaml", "--config",
                      "from_records=true", f"tracking_uri=sqlite:///{tmp_path}/mlflow.db")  # fmt: skip
     assert done.returncode == 0, done.stderr
