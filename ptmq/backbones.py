@@ -111,7 +111,7 @@ def _option_a(depth: int, digest: str) -> Backbone:
 def _option_b(build: str, name: str, sha256: str, blocks: tuple[str, ...], **more: Any) -> Backbone:
     """A CIFAR-10 network with the public weights of Yaofo Chen (his ResNets have 1x1-convolution shortcuts)."""
     folder = "resnet" if name.startswith("resnet") else "shufflenetv2"
-    file = f"cifar10_{name}.pt"
+    file = f"cifar10_{name}-{sha256[:8]}.pt"
     url = f"https://github.com/chenyaofo/pytorch-cifar-models/releases/download/{folder}/{file}"
     checkpoint = Checkpoint(file, url, sha256, "chenyaofo/pytorch-cifar-models, BSD-3-Clause")
     return Backbone(build, "cifar10", blocks, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),
@@ -136,19 +136,22 @@ def _torchvision(file: str, blocks: tuple[str, ...], **more: Any) -> Backbone:
                     preprocessing=Preprocessing(), **more)  # fmt: skip
 
 
+def _vit(name: str, checkpoint: Checkpoint, normalisation: dict[str, tuple[float, ...]]) -> Backbone:
+    """A vision transformer of timm."""
+    return Backbone(TIMM, "imagenet", ("blocks.*",), **normalisation, options={"name": name}, checkpoint=checkpoint,
+                    preprocessing=Preprocessing(resize=248, interpolation="bicubic"), groups=VIT_GROUPS)  # fmt: skip
+
+
 def _deit(file: str) -> Backbone:
-    """A DeiT of Facebook AI Research, timm's network."""
+    """A DeiT of Facebook AI Research."""
     checkpoint = Checkpoint(file, DEIT + file, file[-12:-4], "facebookresearch/deit, Apache-2.0", entry="model")
-    return Backbone(TIMM, "imagenet", ("blocks.*",), **IMAGENET, options={"name": file.split("-")[0]},
-                    checkpoint=checkpoint, preprocessing=Preprocessing(resize=248, interpolation="bicubic"),
-                    groups=VIT_GROUPS)  # fmt: skip
+    return _vit(file.split("-")[0], checkpoint, IMAGENET)
 
 
 def _augreg(name: str, file: str, url: str, sha256: str = "", tensors_sha256: str = "") -> Backbone:
-    """A vision transformer of "How to train your ViT?", timm's network."""
+    """A vision transformer of "How to train your ViT?"."""
     checkpoint = Checkpoint(file, url, sha256, "timm (augreg), Apache-2.0", tensors_sha256=tensors_sha256)
-    return Backbone(TIMM, "imagenet", ("blocks.*",), **INCEPTION, options={"name": name}, checkpoint=checkpoint,
-                    preprocessing=Preprocessing(resize=248, interpolation="bicubic"), groups=VIT_GROUPS)  # fmt: skip
+    return _vit(name, checkpoint, INCEPTION)
 
 
 RESNET_STAGES = ("layer1.*", "layer2.*", "layer3.*", "layer4.*")
@@ -215,21 +218,21 @@ BACKBONES: dict[str, Backbone] = {
     "resnet56": _option_a(56, "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367"),
     "resnet20_1x1": _option_b(
         CIFAR_RESNET,
-        "resnet20-4118986f",
+        "resnet20",
         "4118986f0df73003d572b0e397f0ac7b3f60af1f31aff3d2da164536e36f6ec8",
         CIFAR_STAGES,
         options={"depth": 20, "projection": True},
     ),
     "resnet56_1x1": _option_b(
         CIFAR_RESNET,
-        "resnet56-187c023a",
+        "resnet56",
         "187c023aee0c9cf3093a682d9447a538cbaf5489f7ae78a7df4edf2246ce380b",
         CIFAR_STAGES,
         options={"depth": 56, "projection": True},
     ),
     "shufflenetv2_x0_5": _option_b(
         "ptmq.models.cifar_shufflenet:cifar_shufflenet",
-        "shufflenetv2_x0_5-1308b4e9",
+        "shufflenetv2_x0_5",
         "1308b4e9c4f88656a3b09775c273fc5ffe8fca9c84044123cf3d138c8dec10bd",
         ("stage2.*", "stage3.*", "stage4.*", "conv5"),
         settings=DEPTHWISE,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ptmq.backbones import get_backbone
+from ptmq.backbones import CNN_GROUPS, get_backbone
 from ptmq.bits import FULL_PRECISION, BitGroups
 from ptmq.features import Features, memory_format, propagate, take
 from ptmq.graph import HEAD, STEM
@@ -15,7 +15,7 @@ from ptmq.methods import create
 from ptmq.multibit import MultiBitModel, Unit
 from ptmq.reconstruct import Learner, Random
 
-GROUPS = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
+GROUPS = BitGroups(*CNN_GROUPS.values())
 IMAGES = 128
 SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8), "imagenet": (3, 224, 224)}
 

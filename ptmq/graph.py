@@ -75,9 +75,11 @@ def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return graph.get_submodule(node.target) if node.op == "call_module" else None
 
 
-def is_call_of(graph: fx.GraphModule, node: fx.Node, modules, function) -> bool:
-    """True where a node calls one of the modules, or the function that does the same."""
-    return isinstance(module_of(graph, node), modules) or (node.op == "call_function" and node.target is function)
+def calls(graph: fx.GraphModule, node: fx.Node, modules=(), functions=(), methods=()) -> bool:
+    """True where a node calls one of the modules, of the functions or of a tensor's methods."""
+    if node.op == "call_module":
+        return isinstance(module_of(graph, node), modules)
+    return node.target in {"call_function": functions, "call_method": methods}.get(node.op, ())
 
 
 def fold_norms(graph: fx.GraphModule) -> fx.GraphModule:
@@ -88,13 +90,13 @@ def fold_norms(graph: fx.GraphModule) -> fx.GraphModule:
     goes into the linear layers behind it, where nothing else reads it.
     """
     for node in list(graph.graph.nodes):
-        if is_call_of(graph, node, NORMS, F.batch_norm):
+        if calls(graph, node, NORMS, [F.batch_norm]):
             fold_batch_norm(graph, node)
-        if is_call_of(graph, node, NORMS + NOTHING, F.batch_norm):
+        if calls(graph, node, NORMS + NOTHING, [F.batch_norm]):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     for node in list(graph.graph.nodes):
-        if is_call_of(graph, node, nn.LayerNorm, F.layer_norm):
+        if calls(graph, node, nn.LayerNorm, [F.layer_norm]):
             fold_layer_norm(graph, node)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
@@ -167,20 +169,12 @@ def readers_of(node: fx.Node) -> list[fx.Node]:
 
 def moves(graph: fx.GraphModule, node: fx.Node) -> bool:
     """True where a node only moves, joins or pools values."""
-    return (
-        (node.op == "call_function" and node.target in MOVING_FUNCTIONS)
-        or (node.op == "call_method" and node.target in MOVING_METHODS)
-        or isinstance(module_of(graph, node), MOVING_MODULES)
-    )
+    return calls(graph, node, MOVING_MODULES, MOVING_FUNCTIONS, MOVING_METHODS)
 
 
 def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
     """True where a node applies an activation function."""
-    return (
-        isinstance(module_of(graph, node), ACTIVATIONS)
-        or (node.op == "call_function" and node.target in ACTIVATION_FUNCTIONS)
-        or (node.op == "call_method" and node.target in ("relu", "relu_", "sigmoid"))
-    )
+    return calls(graph, node, ACTIVATIONS, ACTIVATION_FUNCTIONS, ("relu", "relu_", "sigmoid"))
 
 
 def is_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -188,20 +182,14 @@ def is_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(module_of(graph, node), (*LAYERS, QuantizedLayer))
 
 
-def is_product(node: fx.Node) -> bool:
+def is_product(graph: fx.GraphModule, node: fx.Node) -> bool:
     """True where a node multiplies two matrices of activations."""
-    return (node.op == "call_function" and node.target in PRODUCTS) or (
-        node.op == "call_method" and node.target in ("matmul", "bmm", "__matmul__")
-    )
+    return calls(graph, node, (), PRODUCTS, ("matmul", "bmm", "__matmul__"))
 
 
 def is_softmax(graph: fx.GraphModule, node: fx.Node) -> bool:
     """True where a node is a softmax."""
-    return (
-        (node.op == "call_function" and node.target in SOFTMAX)
-        or (node.op == "call_method" and node.target == "softmax")
-        or isinstance(module_of(graph, node), nn.Softmax)
-    )
+    return calls(graph, node, nn.Softmax, SOFTMAX, ("softmax",))
 
 
 def sources_of(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
@@ -224,7 +212,7 @@ def quantized_outputs(graph: fx.GraphModule, softmax: bool) -> list[fx.Node]:
     for node in graph.graph.nodes:
         if is_layer(graph, node):
             found |= dict.fromkeys(sources_of(graph, node.args[0]))
-        elif is_product(node):
+        elif is_product(graph, node):
             found |= {side: None for side in node.args[:2] if softmax or not is_softmax(graph, side)}
     return [node for node in graph.graph.nodes if node in found and node.op not in ("placeholder", "get_attr")]
 

@@ -21,22 +21,22 @@ SHOWN = 3  # widths whose change is shown, lowest first
 FILLS = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."))  # colour, and hatch for reading in grey
 
 
-def changes(runs: pd.DataFrame, variant: str, width: str) -> Estimate:
+def change(paired: Runs, variant: str, width: str) -> Estimate:
     """Top-1 of a variant minus that of the default with the same seed; NaN where one of them was not run."""
     try:
-        return Runs(runs, runs.backbone.iloc[0]).difference(("ptmq", width, variant), ("ptmq", width))
+        return paired.difference(("ptmq", width, variant), ("ptmq", width))
     except Missing:
         return Estimate(math.nan, math.nan, 0, math.nan)
 
 
-def row_of(runs: pd.DataFrame, method: str, variant: str) -> dict:
+def row_of(runs: pd.DataFrame, paired: Runs, method: str, variant: str) -> dict:
     """One variant: top-1 at every width, its change at the lowest three, what it was given."""
     part = runs[(runs.method == method) & (runs.variant == variant)]
     row = {"backbone": part.backbone.iloc[0], "method": method, "variant": variant, "seeds": part.seed.nunique()}
     row |= {width: mean_sd(part[part.width == width].top1) for width in widths_of(runs) if (part.width == width).any()}
     if method == "ptmq" and variant != "default":
-        found = {width: changes(runs, variant, width) for width in widths_of(runs)[:SHOWN]}
-        row |= {f"change {width}": str(change) for width, change in found.items() if change.n}
+        found = {width: change(paired, variant, width) for width in widths_of(runs)[:SHOWN]}
+        row |= {f"change {width}": str(points) for width, points in found.items() if points.n}
     if pd.notna(part.rounding_values.iloc[0]):  # hard rounding values take one bit each
         row["R [KiB]"] = f"{part.rounding_values.iloc[0] / 8 / 1024:.2f}"
     return row | {"images": f"{part.calibration_images.iloc[0]}", "s": f"{part.seconds.mean():.0f}"}
@@ -45,7 +45,8 @@ def row_of(runs: pd.DataFrame, method: str, variant: str) -> dict:
 def table_of(runs: pd.DataFrame, missing: list[str]) -> pd.DataFrame:
     """One row a variant as the profile lists them, rounding to nearest last; then the variants without any run."""
     keys = runs[["method", "variant"]].drop_duplicates().sort_values("method", key=lambda m: m != "ptmq", kind="stable")
-    rows = [row_of(runs, *key) for key in keys.itertuples(index=False)]
+    paired = Runs(runs, runs.backbone.iloc[0])
+    rows = [row_of(runs, paired, *key) for key in keys.itertuples(index=False)]
     absent = [variant for variant in missing if variant not in set(runs.variant)]
     rows += [{"backbone": runs.backbone.iloc[0], "method": "ptmq", "variant": v, "seeds": "not run"} for v in absent]
     return pd.DataFrame(rows).fillna("")
@@ -58,9 +59,10 @@ def widths_of(runs: pd.DataFrame) -> list[str]:
 
 def draw(axes, runs: pd.DataFrame) -> None:
     """Change from the default at the lowest widths, with 95 % intervals."""
+    paired = Runs(runs, runs.backbone.iloc[0])
     variants = [v for v in runs[runs.method == "ptmq"].variant.drop_duplicates() if v != "default"]
     for number, (width, (colour, hatch)) in enumerate(zip(widths_of(runs)[:SHOWN], FILLS, strict=False)):
-        found = [changes(runs, variant, width) for variant in variants]
+        found = [change(paired, variant, width) for variant in variants]
         places = [place + 0.25 * (number - 1) for place in range(len(variants))]
         axes.barh(places, [e.mean for e in found], 0.22, color=colour, hatch=hatch, edgecolor="white", label=width)
         known = [(e.mean, place, e.ci95) for e, place in zip(found, places, strict=True) if not math.isnan(e.ci95)]
