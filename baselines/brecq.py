@@ -58,10 +58,11 @@ class BRECQ(AdaptiveReconstruction):
             following.set_bits(FULL_PRECISION)
         gradients = []
         for index in torch.arange(len(outputs), device=outputs.device).split(self.settings.batch_size):
-            output, target = take(outputs, index).requires_grad_(), take(features.target, index)
+            output, target = (take(x, index).to(unit.device) for x in (outputs, features.target))
+            output.requires_grad_()
             logits, fp = _log_probabilities(output, later), _log_probabilities(target, later)
             divergence = F.kl_div(logits, fp, reduction="batchmean", log_target=True)
-            gradients.append(torch.autograd.grad(divergence, output)[0])
+            gradients.append(torch.autograd.grad(divergence, output)[0].to(outputs.device))
         return joined(gradients).abs().add(1).square()
 
 

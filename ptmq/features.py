@@ -1,4 +1,7 @@
-"""Features: what enters and leaves a unit for all calibration images, streamed from unit to unit."""
+"""Features: what enters and leaves a unit for all calibration images, streamed from unit to unit.
+
+They stay where the images are: on the model's device, or in main memory, from where each batch is taken to the model.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,18 +50,19 @@ def joined(batches: Sequence[Tensor]) -> Tensor:
 def propagate(unit: Unit, x: Tensor, width: BitWidth) -> Tensor:
     """The unit's output at `width` for all images of x, in inference."""
     unit.set_bits(width)
-    return joined([unit(batch) for batch in x.split(INFERENCE_BATCH)])
+    return joined([unit(batch.to(unit.device)).to(x.device) for batch in x.split(INFERENCE_BATCH)])
 
 
-def propagate_all(unit: Unit, quantized: dict[BitWidth, Tensor]) -> dict[BitWidth, Tensor]:
-    """The unit's output at every width for that width's own input."""
-    return {width: propagate(unit, x, width) for width, x in quantized.items()}
+def propagate_all(unit: Unit, quantized: dict[BitWidth, Tensor]) -> None:
+    """Put the unit's output at every width in the place of that width's input: one more copy at a time, not all."""
+    for width, x in quantized.items():
+        quantized[width] = propagate(unit, x, width)
 
 
 def entering(unit: Unit, part: Unit, x: Tensor, width: BitWidth) -> Tensor:
     """What enters a layer of the unit at `width`, for all images of x that enter the unit."""
     seen: list[Tensor] = []
-    hook = part.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+    hook = part.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0].to(x.device)))
     propagate(unit, x, width)
     hook.remove()
     return joined(seen)
@@ -75,6 +79,6 @@ def part_features(unit: Unit, part: Unit, whole: Features) -> Features:
 
 def reconstruction_error(unit: Unit, features: Features) -> dict[str, float]:
     """The unit's error at every width on the first ERROR_IMAGES images, {'W3A3': mean square}."""
-    outputs = propagate_all(unit, {width: x[:ERROR_IMAGES] for width, x in features.quantized.items()})
     few = features.target[:ERROR_IMAGES]
-    return {str(width): float((out - few).square().mean()) for width, out in outputs.items()}
+    outputs = ((width, propagate(unit, x[:ERROR_IMAGES], width)) for width, x in features.quantized.items())
+    return {str(width): float((out - few).square().mean()) for width, out in outputs}

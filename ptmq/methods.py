@@ -77,6 +77,7 @@ class Reconstruction(Phase, Method):
 
     def calibrate(self, model, images, seed, checkpoint, progress):
         model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
+        images = images.cpu() if self.settings.features_in_main_memory else images
         return reconstruct(model, images, self.phases(), seed, checkpoint, progress)
 
     def weights_alone(self) -> Phase:

@@ -23,6 +23,11 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.graph(x)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the unit computes."""
+        return next(self.parameters()).device
+
     def set_bits(self, width: BitWidth) -> None:
         """Select the width of every layer and quantizer of this unit."""
         for layer in self.layers:

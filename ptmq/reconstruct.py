@@ -116,9 +116,9 @@ class Learner:
         drawn = phase.draw(self.random.host)
         for layer in self.relaxed:
             layer.soften(width.weight for width in drawn)
-        quantized = [take(features.quantized[width], index) for width in drawn]
+        fp, quantized = self._batch(features.fp, index), [self._batch(features.quantized[w], index) for w in drawn]
         outputs = []
-        for width, x in zip(drawn, phase.mix(take(features.fp, index), quantized, self.random.device), strict=True):
+        for width, x in zip(drawn, phase.mix(fp, quantized, self.random.device), strict=True):
             unit.set_bits(width)
             with torch.autocast(self.random.on.type, torch.bfloat16, enabled=self.settings.autocast):
                 outputs.append(unit(x).float())
@@ -148,11 +148,15 @@ class Learner:
         for quantizer in self.unit.quantizers:
             quantizer.drop = None
 
+    def _batch(self, x: Tensor, index: Tensor) -> Tensor:
+        """Rows `index` of x, on the unit's device."""
+        return take(x, index).to(self.random.on)
+
     def _loss(self, index: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         """The phase's loss; its plain error for stem and head, whatever the method."""
-        target = take(self.features.target, index)
+        target = self._batch(self.features.target, index)
         if self.importance is not None:
-            weights = take(self.importance, index)
+            weights = self._batch(self.importance, index)
             return sum(distance(output, target, importance=weights) for output in outputs)
         if self.unit.name in (STEM, HEAD):
             return Phase.loss(self.phase, target, outputs)
@@ -195,7 +199,7 @@ def reconstruct(
 ) -> list[dict[str, Any]]:
     """Reconstruct a model whose step sizes are set: every phase goes through its units in order.
 
-    images: (count, ...) calibration images on the model's device · checkpoint: written after everything that
+    images: (count, ...) calibration images, on the model's device or in main memory, where all features stay then · checkpoint: written after everything that
     is learned at a time; a later call continues from it · progress: called with the unit, the steps done since
     the last call and the loss. Returns one record a unit (or layer, where a phase learns layers): name,
     steps, loss curve, histogram of h(V) before and after, error before and after by width.
@@ -218,7 +222,7 @@ def reconstruct(
                 importance = phase.importance(part, model.units[position + 1 :], features)
                 if importance is not None and part is not unit:
                     raise InputError(f"{type(phase).__name__}.importance is for whole units. Leave it out, or `parts`.")
-                learner = Learner(part, phase, features, Random(seed, number, images.device), importance)
+                learner = Learner(part, phase, features, Random(seed, number, unit.device), importance)
                 entry = {"unit": part.name, "steps": phase.settings.steps, "h_before": learner.rounding_histogram()}
                 entry |= {"loss": learn(learner, progress), "h_after": learner.rounding_histogram()}
                 learner.finish()
@@ -226,5 +230,6 @@ def reconstruct(
                 records.append(entry)
                 if checkpoint:
                     checkpoint.save(model, records)
-            fp, quantized = whole.target, propagate_all(unit, quantized)
+            propagate_all(unit, quantized)
+            fp = whole.target
     return records

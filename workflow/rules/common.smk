@@ -113,9 +113,9 @@ def outputs(folder, name):
 
 
 NETWORK_CODE = code("bits", "fake_quant", "graph", "layers", "multibit", "rounding", "step_size", "weights")
-ENGINE_CODE = NETWORK_CODE + code(
-    "calibration", "datasets", "features", "losses", "methods", "mixer", "phase", "reconstruct", "settings"
-)
+DATA_CODE = code("datasets", "imagenet")
+ENGINE_CODE = NETWORK_CODE + DATA_CODE
+ENGINE_CODE += code("calibration", "features", "losses", "methods", "mixer", "phase", "reconstruct", "settings")
 
 
 def option(name):

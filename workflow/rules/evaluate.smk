@@ -6,7 +6,7 @@ rule fp32:
     input:
         data=rules.data.output,
         weights=f"{OUT}/weights/{{backbone}}.safetensors",
-        code=code("evaluation", "datasets", "weights"),
+        code=DATA_CODE + code("evaluation", "weights"),
         network=model_code,
     output:
         record=f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.json",
@@ -35,7 +35,7 @@ rule evaluate:
         model=rules.quantize.output.model,
         description=rules.quantize.output.description,
         fp=rules.fp32.output.outputs,
-        code=NETWORK_CODE + code("evaluation", "datasets", "saved"),
+        code=NETWORK_CODE + DATA_CODE + code("evaluation", "saved"),
         network=model_code,
     output:
         f"{OUT}/records/{RUN}.json",
@@ -64,7 +64,8 @@ rule mixed:
         weights=f"{OUT}/weights/{{backbone}}.safetensors",
         fp=rules.fp32.output.outputs,
         code=NETWORK_CODE
-        + code("bit_operations", "evaluation", "datasets", "features", "frontier", "mixed_precision", "saved"),
+        + DATA_CODE
+        + code("bit_operations", "evaluation", "features", "frontier", "mixed_precision", "saved"),
         network=model_code,
     output:
         f"{OUT}/mixed/{RUN}.json",

@@ -36,7 +36,7 @@ rule train:
     # A network without a public checkpoint is trained here.
     input:
         data=rules.data.output,
-        code=code("training", "datasets"),
+        code=DATA_CODE + code("training"),
         network=model_code,
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
