@@ -199,9 +199,10 @@ def reconstruct(
 ) -> list[dict[str, Any]]:
     """Reconstruct a model whose step sizes are set: every phase goes through its units in order.
 
-    images: (count, ...) calibration images, on the model's device or in main memory, where all features stay then · checkpoint: written after everything that
-    is learned at a time; a later call continues from it · progress: called with the unit, the steps done since
-    the last call and the loss. Returns one record a unit (or layer, where a phase learns layers): name,
+    images: (count, ...) calibration images, on the model's device or in main memory: all features stay there
+    · checkpoint: written after everything that is learned at a time; a later call continues from it
+    · progress: called with the unit, the steps done since the last call and the loss.
+    Returns one record a unit (or layer, where a phase learns layers): name,
     steps, loss curve, histogram of h(V) before and after, error before and after by width.
     """
     images = images.contiguous(memory_format=memory_format(images))
