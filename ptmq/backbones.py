@@ -28,22 +28,33 @@ class Checkpoint:
     tensors_sha256: str = ""
 
 
+OPTIMIZERS, DECAYS = ("adamw", "adam", "sgd"), ("cosine", "step")
+
+
 @dataclass(frozen=True)
 class Training:
-    """How a backbone without a checkpoint is trained: AdamW, one-cycle cosine with a linear warm-up."""
+    """How a network is trained; as it stands, how a backbone without a checkpoint is."""
 
     epochs: int = 30
     batch_size: int = 64
+    optimizer: str = "adamw"  # or adam, or sgd with a Nesterov momentum of 0.9
     lr: float = 3e-3
+    decay: str = "cosine"  # to 0, or step: to a tenth after each of `drops`
+    drops: tuple = ()  # shares of the training
     weight_decay: float = 0.05
-    warmup: float = 0.1  # share of the steps
+    warmup: float = 0.1  # share of the steps, linear
     shift: int = 1  # random shift of the images, in pixels
+    flip: bool = False  # every other image mirrored, at random
+    amp: bool = False  # bfloat16 where a GPU computes
 
     def __post_init__(self):
         for name in ("epochs", "batch_size"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("lr", "weight_decay", "shift"):
             require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("decay", self.decay, DECAYS)
+        require(all(0 < share < 1 for share in self.drops), "drops", "shares between 0 and 1", self.drops)
         require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
 
 

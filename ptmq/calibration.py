@@ -12,9 +12,7 @@ from ptmq.config import ALL_WIDTHS, Run
 from ptmq.datasets import Images
 from ptmq.errors import InputError
 from ptmq.files import sha256
-from ptmq.methods import Method, create
-from ptmq.multibit import MultiBitModel
-from ptmq.progress import Bar
+from ptmq.methods import Method, Task, create
 from ptmq.reconstruct import Checkpoint
 from ptmq.saved import save_model
 from ptmq.weights import load_network
@@ -60,17 +58,12 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     network = load_network(run.backbone, weights)
     images, hashes = open_images(run.backbone, "train", data_dir, run.dataset)
     index = calibration_index(len(images), run)
-    calibration, _ = images.batch(index)
-
-    edge_bits, softmax = method.settings.edge_bits, method.settings.quantize_softmax
-    model = MultiBitModel(network, backbone.blocks, method.widths, edge_bits, softmax).to(device).eval()
     weights_sha256 = sha256(weights)
     # The name holds all that the state depends on, so that another run's, or older code's, is never taken up.
     identity = record.fingerprint([run.to_json(), weights_sha256, record.code_hash(type(method)), device.type])
     checkpoint = Checkpoint(out / f"unfinished-{identity}.safetensors")
-    with Bar(f"{run.backbone} {run.method} {run.label}", method.count_steps(model)) as bar:
-        units = method.calibrate(model, calibration.to(device), run.seed, checkpoint, bar.advance)
-
+    title = f"{run.backbone} {run.method} {run.label}"
+    model, details = method.fit(Task(network, backbone.blocks, images, index, run.seed, device, checkpoint, title))
     info = {
         "run": asdict(run),
         "protocol": {
@@ -79,12 +72,17 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
             "mean": backbone.mean,
             "std": backbone.std,
         },
-        "cost": {"seconds": checkpoint.seconds(), "peak_mb": record.peak_mb(device)},
+        "cost": {
+            "seconds": checkpoint.seconds(),
+            "peak_mb": record.peak_mb(device),
+            "images": len(index),
+            **details.pop("cost", {}),
+        },
         "sha256": {"weights": weights_sha256, "data": hashes},
         "environment": record.environment(device),
         "commit": record.commit(),
-        "units": units,
+        **details,
     }
-    save_model(out, model.cpu(), run.backbone, info)
+    save_model(out, model.cpu(), run.backbone, method, info)
     for unfinished in out.glob("unfinished-*"):  # this run's, and those of settings given up
         unfinished.unlink()

@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -194,6 +193,8 @@ def train(args: argparse.Namespace) -> None:
     from ptmq.backbones import get_backbone
     from ptmq.calibration import open_images
     from ptmq.files import save_tensors
+    from ptmq.progress import Bar
+    from ptmq.record import fingerprint
 
     required(args, "backbone")
     device = torch_device(args.device, args.threads)
@@ -205,16 +206,16 @@ def train(args: argparse.Namespace) -> None:
     with torch.random.fork_rng():  # torch initialises layers from its global generator
         torch.manual_seed(args.seed)
         network = backbone.network()
-    start = time.perf_counter()
-
-    def progress(epoch: int, loss: float) -> None:
-        left = (time.perf_counter() - start) / epoch * (settings.epochs - epoch)
-        print(f"epoch {epoch}/{settings.epochs}  loss {loss:.4f}  {left:.0f} s left", flush=True)
-
-    training.train(network, images, settings, args.seed, device, progress)
     info = {"backbone": args.backbone, "seed": args.seed, "training": asdict(settings)}
-    info["seconds"] = time.perf_counter() - start
+    unfinished = args.out.with_suffix(f".unfinished-{fingerprint([info, device.type])}.pt")
+    with Bar(f"{args.backbone} training", settings.epochs, "epoch") as bar:
+        state = training.train(
+            network, images, settings, args.seed, device,
+            lambda epoch, loss: bar.advance(f"epoch {epoch}", 1, loss), checkpoint=unfinished,
+        )  # fmt: skip
+    info["seconds"] = state.seconds
     save_tensors(args.out, {key: value.cpu() for key, value in network.state_dict().items()}, info)
+    unfinished.unlink()
 
 
 def run_of(args: argparse.Namespace):
@@ -268,7 +269,10 @@ def evaluate(args: argparse.Namespace) -> None:
         record = evaluate_model(args.model, args.split, args.fp_outputs, args.data_dir, device)
     write_json(args.out, record)
     for line in record["results"]:
-        print(f"{line['width']}  {line['top1']:.2f} %  ({line['correct']} of {line['images']} {args.split} images)")
+        mode = f"  {line['mode']}" if line.get("mode") else ""
+        print(
+            f"{line['width']}  {line['top1']:.2f} %  ({line['correct']} of {line['images']} {args.split} images){mode}"
+        )
 
 
 def mixed(args: argparse.Namespace) -> None:

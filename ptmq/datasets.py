@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Images(Dataset):
     def __init__(self, labels: Tensor, mean: Sequence[float], std: Sequence[float]):
         self.labels = labels
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+        self.augmentation: dict[str, Any] = {}  # what training does to them: shift and flip of `Training`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,12 +68,14 @@ class DatasetSource:
     """One dataset.
 
     open(root, split, backbone): its images as the backbone wants them · fetch(root, offline): makes sure that they are
-    in `root` and gives the SHA-256 of what it checked · classes: the dataset whose backbones it serves.
+    in `root` and gives the SHA-256 of what it checked · classes: the dataset whose backbones it serves · augmentation:
+    how images are shifted and flipped where labels are trained on.
     """
 
     open: Callable[[Path, str, Backbone], Images]
     fetch: Callable[[Path, bool], dict[str, str]]
     classes: str
+    augmentation: dict[str, Any]
 
 
 # ---------------------------------------------------------------- digits: bundled with scikit-learn
@@ -167,12 +171,12 @@ def _imagenet(folder: str, resize: bool, heldout: int) -> DatasetSource:
         files = files_of(root / folder, split, heldout)
         return ImageFiles(files, backbone, resize)
 
-    return DatasetSource(open_files, fetch, classes="imagenet")
+    return DatasetSource(open_files, fetch, "imagenet", {"shift": 28, "flip": True})
 
 
 DATASETS: dict[str, DatasetSource] = {
-    "digits": DatasetSource(_open_digits, lambda root, offline: {}, classes="digits"),
-    "cifar10": DatasetSource(_open_cifar10, _fetch_cifar10, classes="cifar10"),
+    "digits": DatasetSource(_open_digits, lambda root, offline: {}, "digits", {"shift": 1, "flip": False}),
+    "cifar10": DatasetSource(_open_cifar10, _fetch_cifar10, "cifar10", {"shift": 4, "flip": True}),
     "imagenet": _imagenet("imagenet", resize=True, heldout=10_000),
     "imagenet_subset": _imagenet("imagenet_subset", resize=False, heldout=0),  # published at about the crop's size
 }
@@ -194,4 +198,6 @@ def fetch(name: str, root: Path, offline: bool = False) -> dict[str, str]:
 def load(name: str, split: str, root: Path, backbone: Backbone) -> Images:
     """One split of a dataset, as the backbone wants it. `fetch` it first."""
     source = DATASETS[one_of("dataset", name, DATASETS)]
-    return source.open(root, one_of("split", split, SPLITS), backbone)
+    images = source.open(root, one_of("split", split, SPLITS), backbone)
+    images.augmentation = source.augmentation
+    return images

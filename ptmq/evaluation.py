@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmq import record
+from ptmq.adaptive_bn import BN_BATCH, BN_BATCHES, AdaptiveBNModel, recalibrate
 from ptmq.backbones import get_backbone
 from ptmq.bits import FP, FULL_PRECISION
 from ptmq.calibration import open_images
@@ -59,6 +60,29 @@ def score(
             right[key] += int((log_p.argmax(1) == y).sum())
             divergence[key] += float(F.kl_div(log_p, reference, reduction="sum", log_target=True))
     return {key: (right[key], divergence[key] / len(images)) for key in switches}
+
+
+def score_recalibrated(
+    model: AdaptiveBNModel, train: Images, images: Images, fp: Tensor, device: torch.device
+) -> list[dict[str, Any]]:
+    """The results of a model whose BatchNorm is re-estimated at every switch, with what that took.
+
+    The same training images for every width, the first of a fixed order.
+    """
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: BN_BATCH * BN_BATCHES]
+    lines = []
+    for width in model.widths:
+        start = time.perf_counter()
+        model.set_bits(width.weight, width.activation)
+        batches = (train.batch(index)[0].to(device) for index in order.split(BN_BATCH))
+        count = recalibrate(model, batches)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ms = 1000 * (time.perf_counter() - start)
+        ((right, kl),) = score(model, {width: lambda: None}, images, fp, device).values()
+        switch = {"switch_images": count, "switch_ms": round(ms, 3)}
+        lines.append(record.result(width, right, len(images), kl) | switch)
+    return lines
 
 
 def save_outputs(path: Path, fp: Tensor, backbone: str, split: str) -> None:
@@ -140,9 +164,16 @@ def evaluate_model(
     images, _ = open_images(backbone, split, data_dir, info["run"]["dataset"])
     model.to(device)
     fp = outputs_of_fp(model, fp_outputs, backbone, split, images, device)
-    switches = {width: partial(model.set_bits, width.weight, width.activation) for width in model.widths}
-    scores = score(model, switches, images, fp, device)
-    lines = [record.result(width, right, len(images), kl) for width, (right, kl) in scores.items()]
+    lines = []
+    for mode in model.modes:
+        model.set_mode(mode)
+        if model.recalibrated:
+            train, _ = open_images(backbone, "train", data_dir, info["run"]["dataset"])
+            lines += score_recalibrated(model, train, images, fp, device)
+            continue
+        switches = {width: partial(model.set_bits, width.weight, width.activation) for width in model.widths}
+        for width, (right, kl) in score(model, switches, images, fp, device).items():
+            lines.append(record.result(width, right, len(images), kl) | ({"mode": mode} if mode else {}))
     return _record(info, split, lines, record.top1(count_correct(fp, images), len(images)), start)
 
 

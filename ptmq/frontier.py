@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmq import mixed_precision, record
+from ptmq.adaptive_bn import BN_BATCH, BN_BATCHES
 from ptmq.bit_operations import bit_operations
 from ptmq.bits import BitWidth
 from ptmq.calibration import calibration_index, open_images
@@ -26,7 +27,6 @@ from ptmq.weights import load_network
 SENSITIVITY_IMAGES = 256  # calibration images that sensitivities are measured on
 POINTS = 9  # budgets between the lowest and the highest width
 REPEATS = 200  # switches that are timed
-BN_BATCHES, BN_BATCH = 100, 128  # what AdaptiveBN re-estimates statistics on at every switch
 
 
 def budgets(model: MultiBitModel) -> list[float]:

@@ -6,7 +6,7 @@ No backbone is written twice: whatever torch.fx can trace is quantized by these 
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from inspect import Parameter, signature
 from types import SimpleNamespace
@@ -270,33 +270,33 @@ def extract(graph: fx.GraphModule, nodes: Sequence[fx.Node], name: str) -> fx.Gr
 def quantize_graph(
     graph: fx.GraphModule,
     units: dict[fx.Node, str],
-    widths_w: Sequence[int],
-    widths_a: Sequence[int],
-    edge_bits: int,
-    softmax: bool,
+    to_layer: Callable[[nn.Module, bool], nn.Module],
+    to_quantizer: Callable[[bool], nn.Module],
+    softmax: bool = False,
 ) -> None:
     """Insert activation quantizers and replace layers, in place; `units` learns of the new nodes.
 
-    Stem and head keep `edge_bits` for their weights, and so does the activation that enters the last layer.
+    to_layer(layer, at_edge), to_quantizer(at_edge): what a layer becomes, and a new quantizer. The edges are the
+    layers of stem and head and the activation that enters the last layer.
     """
     enters_last_layer = sources_of(graph, last_layer(graph).args[0])
     for node in quantized_outputs(graph, softmax):
         at_edge = node in enters_last_layer or units[node] == HEAD
         name = f"{node.name}_quantizer"
-        graph.add_submodule(name, ActivationQuantizer(widths_a, edge_bits if at_edge else None))
+        graph.add_submodule(name, to_quantizer(at_edge))
         with graph.graph.inserting_after(node):
             quantizer = graph.graph.call_module(name, (node,))
         node.replace_all_uses_with(quantizer, delete_user_cb=lambda user, q=quantizer: user is not q)
         units[quantizer] = units[node]
     for node in graph.graph.nodes:
-        if is_layer(graph, node) and not isinstance(module_of(graph, node), QuantizedLayer):
-            layer = module_of(graph, node)
+        layer = module_of(graph, node)
+        if isinstance(layer, LAYERS):
             if getattr(layer, "padding_mode", "zeros") != "zeros":
                 raise InputError(
                     f"layer {node.target!r} has padding_mode={layer.padding_mode!r}; only 'zeros' is known."
                 )
             at_edge = units[node] in (STEM, HEAD)
-            graph.set_submodule(node.target, QuantizedLayer(layer, widths_w, edge_bits if at_edge else None))
+            graph.set_submodule(node.target, to_layer(layer, at_edge))
     graph.recompile()
 
 
@@ -311,7 +311,13 @@ def to_units(
     """All five steps: the units of `network` in order, as (name, module), each with one input and one output."""
     graph = fold_norms(trace(network))
     units = assign_units(graph, blocks)
-    quantize_graph(graph, units, widths_w, widths_a, edge_bits, softmax)
+    quantize_graph(
+        graph,
+        units,
+        lambda layer, at_edge: QuantizedLayer(layer, widths_w, edge_bits if at_edge else None),
+        lambda at_edge: ActivationQuantizer(widths_a, edge_bits if at_edge else None),
+        softmax,
+    )
     members: dict[str, list[fx.Node]] = {}
     for node in graph.graph.nodes:
         if node.op not in ("placeholder", "output"):

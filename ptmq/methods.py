@@ -10,18 +10,21 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ptmq.bits import FP, BitGroups, BitWidth
+from ptmq.datasets import Images
 from ptmq.errors import InputError, one_of
 from ptmq.layers import QuantizedLayer
 from ptmq.multibit import MultiBitModel
 from ptmq.phase import Phase, StepSizes
+from ptmq.progress import Bar
 from ptmq.reconstruct import Checkpoint, count_steps, reconstruct
 from ptmq.rounding import AdaptiveRounding
 from ptmq.settings import AdaptiveRoundingSettings, ReconstructionSettings, StepSizeSettings, from_dict
@@ -30,6 +33,28 @@ METHODS: dict[str, type["Method"]] = {}
 BROKEN: dict[str, str] = {}  # modules that could not be imported, and why
 
 Progress = Callable[[str, int, float], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is given: a trained network, training images, and where an interrupted run left off.
+
+    blocks: names of the network's reconstruction blocks · images: the training images with labels · index: which of
+    them calibrate · title: of the progress bar.
+    """
+
+    network: nn.Module
+    blocks: Sequence[str]
+    images: Images
+    index: Tensor
+    seed: int
+    device: torch.device
+    checkpoint: Checkpoint
+    title: str
+
+    def calibration(self) -> Tensor:
+        """The calibration images, without their labels, (count, ...), on the device."""
+        return self.images.batch(self.index)[0].to(self.device)
 
 
 class Method(ABC):
@@ -51,6 +76,17 @@ class Method(ABC):
                 f"{self.name} calibrates one width at a time. Got {', '.join(map(str, self.widths))}. "
                 "Set per_width: true for it in the profile, or give one width."
             )
+
+    def build(self, network: nn.Module, blocks: Sequence[str]) -> nn.Module:
+        """The multi-bit model of a network, with nothing calibrated: what a calibrated model is loaded into."""
+        return MultiBitModel(network, blocks, self.widths, self.settings.edge_bits, self.settings.quantize_softmax)
+
+    def fit(self, task: Task) -> tuple[nn.Module, dict[str, Any]]:
+        """The calibrated model, and what its record says of the calibration: `units`, see `reconstruct`."""
+        model = self.build(task.network, task.blocks).to(task.device).eval()
+        with Bar(task.title, self.count_steps(model)) as bar:
+            units = self.calibrate(model, task.calibration(), task.seed, task.checkpoint, bar.advance)
+        return model, {"units": units}
 
     @abstractmethod
     def calibrate(

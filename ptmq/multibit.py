@@ -1,6 +1,7 @@
 """MultiBitModel: one calibrated network that switches its bit-widths at run time."""
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,37 @@ class Unit(nn.Module):
         return [Unit(name, graph) for name, graph in to_layers(self.graph)]
 
 
-class MultiBitModel(nn.Module):
+class Switchable(nn.Module):
+    """A network that switches between bit-widths: (batch, ...) images -> (batch, classes) logits.
+
+    widths: what it can take · modes: its ways to run at a width, each evaluated; '' is the one that counts ·
+    recalibrated: whether the mode that is set needs BatchNorm re-estimated at every switch.
+    """
+
+    widths: tuple[BitWidth, ...]
+    modes: ClassVar[tuple[str, ...]] = ("",)
+    recalibrated = False
+
+    def set_bits(self, weight: int, activation: int) -> None:
+        """Switch the whole network to `weight` and `activation` bits; 32 is floating point."""
+        raise NotImplementedError
+
+    def set_mode(self, mode: str) -> None:
+        """Take one of `modes`."""
+
+
+def known_width(widths: Sequence[BitWidth], weight: int, activation: int) -> BitWidth:
+    """The two as a width. Raises InputError where either is in none of `widths` and not 32."""
+    known_w, known_a = {w.weight for w in widths} | {FP}, {w.activation for w in widths} | {FP}
+    width = BitWidth(weight, activation)
+    if weight not in known_w or activation not in known_a:
+        raise InputError(
+            f"width {width} was not calibrated. Weight bits: {sorted(known_w)}; activation bits: {sorted(known_a)}."
+        )
+    return width
+
+
+class MultiBitModel(Switchable):
     """A network cut into quantized units: (batch, ...) images -> (batch, classes) logits.
 
     network: a trained FP network that torch.fx can trace; it is not changed · blocks: names of its
@@ -87,12 +118,7 @@ class MultiBitModel(nn.Module):
         32 selects floating point. Nothing is re-estimated and no image is needed. Weights and activations may
         be switched apart; InputError names weight or activation bits that were not calibrated.
         """
-        width = BitWidth(weight, activation)
-        known_w, known_a = {w.weight for w in self.widths} | {FP}, {w.activation for w in self.widths} | {FP}
-        if weight not in known_w or activation not in known_a:
-            raise InputError(
-                f"width {width} was not calibrated. Weight bits: {sorted(known_w)}; activation bits: {sorted(known_a)}."
-            )
+        width = known_width(self.widths, weight, activation)
         if unit is not None:
             one_of("unit", unit, [u.name for u in self.units])
         for candidate in self.units:

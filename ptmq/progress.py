@@ -7,12 +7,12 @@ from tqdm import tqdm
 
 
 class Bar:
-    """Progress over `steps` reconstruction steps of all units together."""
+    """Progress over all steps of a reconstruction, or all epochs of a training."""
 
-    def __init__(self, title: str, steps: int):
+    def __init__(self, title: str, steps: int, unit: str = "step"):
         interactive = sys.stderr.isatty()
         self.bar = tqdm(
-            total=steps, desc=title, unit="step", disable=steps == 0, mininterval=0.2 if interactive else 15.0
+            total=steps, desc=title, unit=unit, disable=steps == 0, mininterval=0.2 if interactive else 15.0
         )
 
     def __enter__(self) -> "Bar":

@@ -1,32 +1,34 @@
 """Calibrated models on disk: model.safetensors and model.json in one folder; no pickle."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ptmq.backbones import get_backbone
 from ptmq.bits import BitWidth
 from ptmq.errors import InputError
 from ptmq.files import load_tensors, read_json, save_tensors, write_json
+from ptmq.methods import Method, create
 from ptmq.multibit import MultiBitModel
 
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 
 
-def save_model(folder: Path, model: MultiBitModel, backbone: str, info: dict[str, Any]) -> None:
-    """Write a calibrated model; `info` is kept in model.json beside what loading needs."""
+def save_model(folder: Path, model: nn.Module, backbone: str, method: Method, info: dict[str, Any]) -> None:
+    """Write a model that `method` calibrated; `info` is kept in model.json beside what loading needs."""
     save_tensors(folder / TENSORS, model.state_dict(), {"backbone": backbone})
-    shape = {
-        "backbone": backbone,
-        "widths": [str(w) for w in model.widths],
-        "edge_bits": model.edge_bits,
-        "softmax": model.softmax,
-    }
+    shape = {"backbone": backbone, "widths": [str(w) for w in model.widths]}
+    if isinstance(model, MultiBitModel):
+        shape |= {"edge_bits": model.edge_bits, "softmax": model.softmax}
+    else:
+        shape |= {"method": method.name, "settings": asdict(method.settings)}
     write_json(folder / DESCRIPTION, {"model": shape, **info})
 
 
-def load_model(folder: Path) -> tuple[MultiBitModel, dict[str, Any]]:
+def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The calibrated model of a folder, ready to switch, and the content of its model.json.
 
     At every width it gives, bit for bit, the logits that the saved model gave. Raises InputError for missing
@@ -42,7 +44,10 @@ def load_model(folder: Path) -> tuple[MultiBitModel, dict[str, Any]]:
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten
         network = backbone.network()
     widths = [BitWidth.parse(width) for width in shape["widths"]]
-    model = MultiBitModel(network, backbone.blocks, widths, shape["edge_bits"], shape.get("softmax", False))
+    if "method" in shape:  # a model of the method's own
+        model = create(shape["method"], shape["settings"], widths).build(network, backbone.blocks)
+    else:
+        model = MultiBitModel(network, backbone.blocks, widths, shape["edge_bits"], shape.get("softmax", False))
     tensors, _ = load_tensors(folder / TENSORS)
     try:
         model.load_state_dict(tensors)

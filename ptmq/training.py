@@ -1,7 +1,13 @@
-"""Training of the small floating-point networks that have no public checkpoint."""
+"""One trainer: of the floating-point networks without a checkpoint, and of the methods that need labels.
+
+Everything that is drawn comes from one generator. After every epoch a checkpoint holds all that the next one depends
+on, so that a run that was interrupted ends where an uninterrupted one does.
+"""
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +15,32 @@ from torch import Tensor, nn
 
 from ptmq.backbones import Training
 from ptmq.datasets import Images
-from ptmq.errors import require
+from ptmq.errors import InputError, require
+from ptmq.files import atomic
+
+# (network, images, labels, generator) -> losses, each propagated back when it is made, before the next
+Losses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Iterable[Tensor]]
+OPTIMIZERS = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": lambda parameters, lr, weight_decay: torch.optim.SGD(
+        parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True
+    ),
+}
+
+
+def cross_entropy(network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterable[Tensor]:
+    """The loss of a network that is not quantized."""
+    yield F.cross_entropy(network(x), y)
 
 
 def learning_rate(step: int, steps: int, training: Training) -> float:
-    """Linear warm-up, then a cosine to 0; `step` counts from 0."""
+    """Linear warm-up, then a cosine to 0 or steps down; `step` counts from 0."""
     warm = int(training.warmup * steps)
     if step < warm:
         return training.lr * (step + 1) / warm
+    if training.decay == "step":
+        return training.lr * 0.1 ** sum(step >= share * steps for share in training.drops)
     return training.lr * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
 
 
@@ -30,6 +54,60 @@ def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
     return torch.stack([x[:, d : d + h, r : r + w] for x, d, r in zip(padded, down, right, strict=True)])
 
 
+def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Every image (batch, channels, h, w) mirrored with probability 1/2."""
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+
+
+class State:
+    """What training goes through from epoch to epoch, and the file that keeps it.
+
+    seconds: spent so far, those before an interruption included · curve: mean loss of every epoch.
+    """
+
+    def __init__(
+        self, network: nn.Module, training: Training, seed: int, path: Path | None, rates: dict[nn.Parameter, float]
+    ):
+        self.network, self.path = network, path
+        self.generator = torch.Generator().manual_seed(seed)
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in network.parameters():
+            groups.setdefault(rates.get(parameter, 1.0), []).append(parameter)
+        self.optimizer = OPTIMIZERS[training.optimizer](
+            [{"params": parameters, "rate": rate} for rate, parameters in groups.items()],
+            lr=training.lr,
+            weight_decay=training.weight_decay,
+        )
+        self.curve: list[float] = []
+        self.earlier, self.started = 0.0, time.perf_counter()
+        if path is not None and path.exists():
+            saved = torch.load(path, weights_only=True, map_location="cpu")
+            network.load_state_dict(saved["network"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.generator.set_state(saved["generator"])
+            self.curve, self.earlier = saved["curve"], saved["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return self.earlier + time.perf_counter() - self.started
+
+    def save(self) -> None:
+        """Write the checkpoint, atomically."""
+        if self.path is None:
+            return
+        content = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "curve": self.curve,
+            "seconds": self.seconds,
+        }
+        with atomic(self.path) as part:
+            torch.save(content, part)
+
+
 def train(
     network: nn.Module,
     images: Images,
@@ -37,26 +115,55 @@ def train(
     seed: int,
     device: torch.device,
     progress: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> nn.Module:
-    """Train `network` from fresh weights drawn from `seed`, on `device`; returns it in inference mode."""
+    losses: Losses = cross_entropy,
+    checkpoint: Path | None = None,
+    rates: dict[nn.Parameter, float] | None = None,
+) -> State:
+    """Train `network` in place, on `device`; it ends in inference mode.
+
+    checkpoint: written after every epoch; a later call continues from it · progress: called with the number of the
+    epoch that is done and its mean loss · rates: factors on the learning rate of some parameters.
+    """
     require(training.batch_size <= len(images), "batch_size", f"at most the {len(images)} images", training.batch_size)
-    generator = torch.Generator().manual_seed(seed)
-    network.to(device).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    network.to(device)
+    state = State(network, training, seed, checkpoint, rates or {})
     per_epoch = len(images) // training.batch_size
-    steps, step = training.epochs * per_epoch, 0
-    for epoch in range(training.epochs):
-        order = torch.randperm(len(images), generator=generator)
+    steps = training.epochs * per_epoch
+    for epoch in range(len(state.curve), training.epochs):
+        network.train()
+        order = torch.randperm(len(images), generator=state.generator)
         total = 0.0
-        for index in order[: per_epoch * training.batch_size].split(training.batch_size):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, training)
+        for number, index in enumerate(order[: per_epoch * training.batch_size].split(training.batch_size)):
+            for group in state.optimizer.param_groups:
+                group["lr"] = group["rate"] * learning_rate(epoch * per_epoch + number, steps, training)
             x, y = images.batch(index)
-            x = shifted(x, training.shift, generator)
-            loss = F.cross_entropy(network(x.to(device)), y.to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total, step = total + float(loss.detach()), step + 1
-        progress(epoch + 1, total / per_epoch)
-    return network.eval()
+            x = shifted(x, training.shift, state.generator)
+            if training.flip:
+                x = flipped(x, state.generator)
+            total += _update(network, state, losses, x.to(device), y.to(device), training.amp)
+        state.curve.append(total / per_epoch)
+        if not math.isfinite(state.curve[-1]):
+            raise InputError(
+                f"training: the loss of epoch {epoch + 1} is {state.curve[-1]}. Check the weights and the images for "
+                f"NaN, or lower lr ({training.lr})."
+            )
+        state.save()
+        progress(epoch + 1, state.curve[-1])
+    network.eval()
+    return state
+
+
+def _update(network: nn.Module, state: State, losses: Losses, x: Tensor, y: Tensor, amp: bool) -> float:
+    """One step of the optimizer on one batch; returns the sum of the losses."""
+    state.optimizer.zero_grad()
+    total = 0.0
+    parts = iter(losses(network, x, y, state.generator))
+    while True:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp and x.device.type == "cuda"):
+            loss = next(parts, None)
+        if loss is None:
+            break
+        loss.backward()
+        total += float(loss.detach())
+    state.optimizer.step()
+    return total

@@ -105,7 +105,7 @@ def test_nested_command_line_values_arrive_as_text():
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--method", "lsq"], "profile digits: method 'lsq' is unknown. Known: adaround, brecq, flexround, nearest_minmax, nearest_mse, ptmq, qdrop."),
+    (["--method", "lsq"], "profile digits: method 'lsq' is unknown. Known: adaptive_bn, adaround, any_precision, brecq,"),
     (["--method", "ptmq", "--width", "W4A4"], "Choose one of: --variant default --width multi."),
 ])  # fmt: skip
 def test_a_run_that_the_profile_lacks_is_said(argv, message, capsys):

@@ -11,8 +11,11 @@ from conftest import GROUPS, ROOT, toy_model, toy_network
 from ptmq.backbones import BACKBONES
 from ptmq.bits import BitWidth
 from ptmq.errors import InputError
+from ptmq.methods import create
 from ptmq.multibit import MultiBitModel
 from ptmq.saved import DESCRIPTION, TENSORS, load_model, save_model
+
+NEAREST = create("nearest_mse", {}, GROUPS.widths)
 
 
 @pytest.fixture
@@ -121,7 +124,7 @@ def digits_model():
 def test_a_fresh_process_gives_the_same_logits_bit_for_bit(digits_model, tmp_path):
     x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     digits_model.search_steps(x, "shrink")
-    save_model(tmp_path / "model", digits_model, "digits_resnet", {"note": 1})
+    save_model(tmp_path / "model", digits_model, "digits_resnet", NEAREST, {"note": 1})
     torch.save(x, tmp_path / "x.pt")
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "model"), str(tmp_path / "x.pt"), str(tmp_path / "y.pt")]
     subprocess.run(command, check=True, cwd=ROOT)
@@ -139,7 +142,7 @@ def test_a_fresh_process_gives_the_same_logits_bit_for_bit(digits_model, tmp_pat
     (lambda d: (d / DESCRIPTION).write_text((d / DESCRIPTION).read_text().replace("digits_resnet", "resnet20")), "does not fit backbone 'resnet20'"),
 ])  # fmt: skip
 def test_damaged_models_are_refused(digits_model, tmp_path, damage, message):
-    save_model(tmp_path, digits_model, "digits_resnet", {})
+    save_model(tmp_path, digits_model, "digits_resnet", NEAREST, {})
     damage(tmp_path)
     with pytest.raises(InputError, match=message):
         load_model(tmp_path)

@@ -112,6 +112,23 @@ def test_cost_counts_what_all_widths_need(root):
     assert cost.loc["adaround", ["calibrations", "seconds_all"]].tolist() == [2, 8]
 
 
+def test_another_way_to_measure_a_model_is_a_row_of_its_own(root):
+    body = record("multiquant", "multi", 0, {"W3A3": 85.0, "W8A8": 91.0})
+    body["results"] = [line | {"switch_images": 1000, "switch_ms": 20.0} for line in body["results"]] + [
+        line | {"mode": "no_recalibration", "top1": 10.0} for line in body["results"]
+    ]
+    body["cost"] |= {"images": 1000, "labels": 1000, "epochs": 5}
+    body["units"], body["training"] = [], {"steps": 35, "loss": [1.0] * 5}
+    add(root, body, WIDTHS)
+    report(root)
+    table = pd.read_csv(root / "tables" / "accuracy.csv", keep_default_na=False).set_index(["method", "variant"])
+    assert table.loc[("multiquant", "default"), "W3A3"] == "85.00"
+    assert table.loc[("multiquant", "default+no_recalibration"), "W3A3"] == "10.00"
+    given = ["images", "labels", "epochs", "steps in all", "images a switch", "ms a switch"]
+    assert list(table.loc[("multiquant", "default"), given]) == ["1000", "1000", "5", "35", "1000", "20"]
+    assert list(table.loc[("ptmq", "default"), given]) == ["64", "", "", "5", "", ""]
+
+
 def test_a_failed_cell_names_its_log_and_leaves_the_rest(root):
     (root / "records/toy/qdrop/default/W3A3/seed0.json").unlink()
     (root / "records/toy/qdrop/default/W8A8/seed0.json").unlink()

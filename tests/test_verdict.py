@@ -28,7 +28,8 @@ def test_published_numbers_keep_to_their_schema():
     published = yaml.safe_load(PUBLISHED.read_text())
     schema = yaml.safe_load((ROOT / "workflow/schemas/published.schema.yaml").read_text())
     jsonschema.Draft202012Validator(schema).validate(published)
-    for entry in [*published["accuracy"], *published["cost"], *published["claims"].values()]:
+    more = [*published["claims"].values(), *published["schedules"].values()]
+    for entry in [*published["accuracy"], *published["cost"], *more]:
         assert entry["source"] in published["sources"] and entry["certainty"] in published["certainty"]
 
 
@@ -72,7 +73,8 @@ def test_a_side_is_judged_by_the_interval(scripts, values, expected):
 def runs(path, rows) -> None:
     lines = [
         {"backbone": "resnet20", "dataset": "cifar10", "method": method, "variant": variant, "w_bits": bits, "a_bits": bits,
-         "seed": seed, "top1": top1, "status": "done", "in_groups": True, "images": 10000, "steps": 500}
+         "seed": seed, "top1": top1, "status": "done", "in_groups": True, "images": 10000, "steps": 500, "epochs": None,
+         "seconds": 100.0, "device": "cpu", "images_used": 1024}
         for method, variant, bits, seed, top1 in rows
     ]  # fmt: skip
     pd.DataFrame(lines).to_csv(path, index=False)
@@ -164,3 +166,20 @@ def test_every_network_that_ptmq_ran_on_has_its_lines(tmp_path):
     found = verdict_of(tmp_path)
     for backbone in ("resnet20", "resnet56"):
         assert found.loc[f"one calibration serves all bit-widths [{backbone}, 500 steps]", "ours"] == "10.00"
+
+
+def test_the_speed_up_is_worked_out_from_the_publications_schedules(tmp_path):
+    runs(tmp_path / "runs.csv", [("ptmq", "default", 3, 0, 80.0), ("multiquant", "default", 3, 0, 85.0)])
+    claim = "100 times faster than recent multi-bit methods"
+    assert verdict_of(tmp_path).loc[claim, "verdict"] == "not run", "without epochs nothing was trained"
+    table = pd.read_csv(tmp_path / "runs.csv")
+    trained = table.method == "multiquant"
+    table.loc[trained, ["epochs", "seconds", "images_used"]] = [10, 1000.0, 45000]
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    line = verdict_of(tmp_path).loc[f"{claim}: multiquant [resnet20]"]
+    # 100 s an epoch x 200 over 100 s / 500 steps x 20,000
+    assert (line.ours, line.delta, line.verdict) == ("5.00", "-95.00", "off")
+    assert "as run here 1,000 s over 100 s = 10.0 x" in line.reason
+    assert "1,281,167 images of ImageNet" in line.reason and "142 x" in line.reason
+    table.assign(device=["cpu", "cuda"]).to_csv(tmp_path / "runs.csv", index=False)
+    assert verdict_of(tmp_path).loc[claim, "verdict"] == "not run", "times of two devices are not compared"

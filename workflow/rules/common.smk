@@ -118,6 +118,20 @@ ENGINE_CODE = NETWORK_CODE + DATA_CODE
 ENGINE_CODE += code("calibration", "features", "losses", "methods", "mixer", "phase", "reconstruct", "settings")
 
 
+TRAINING_CODE = code("trained", "training")
+SHARED_NORM = code("adaptive_bn", "trainable")
+OWN_MODEL = {
+    "adaptive_bn": ["baselines/adaptive_bn.py"] + SHARED_NORM,
+    "any_precision": ["baselines/any_precision.py"] + code("trainable"),
+    "multiquant": ["baselines/multiquant.py"] + SHARED_NORM,
+}
+
+
+def own_model(wildcards):
+    """The files of the method's own model, where it has one."""
+    return OWN_MODEL.get(wildcards.method, [])
+
+
 def option(name):
     """`--name value` for a value that the profile may leave out."""
     value = PROFILE.get(name.replace("-", "_"))

@@ -36,6 +36,7 @@ rule evaluate:
         description=rules.quantize.output.description,
         fp=rules.fp32.output.outputs,
         code=NETWORK_CODE + DATA_CODE + code("evaluation", "saved"),
+        own=own_model,
         network=model_code,
     output:
         f"{OUT}/records/{RUN}.json",

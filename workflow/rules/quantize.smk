@@ -79,3 +79,41 @@ use rule quantize as flexround with:
         method="baselines/flexround.py",
     wildcard_constraints:
         method="flexround",
+
+
+# Methods with a model of their own, which evaluating needs, too (OWN_MODEL in common.smk).
+
+
+use rule quantize as adaptive_bn with:
+    input:
+        **rules.quantize.input,
+        method=OWN_MODEL["adaptive_bn"],
+    wildcard_constraints:
+        method="adaptive_bn",
+
+
+# Methods that train with labels.
+
+
+use rule quantize as any_precision with:
+    input:
+        **rules.quantize.input,
+        method=OWN_MODEL["any_precision"] + TRAINING_CODE,
+    wildcard_constraints:
+        method="any_precision",
+
+
+use rule quantize as multiquant with:
+    input:
+        **rules.quantize.input,
+        method=OWN_MODEL["multiquant"] + TRAINING_CODE,
+    wildcard_constraints:
+        method="multiquant",
+
+
+use rule quantize as robustquant with:
+    input:
+        **rules.quantize.input,
+        method=["baselines/robustquant.py"] + TRAINING_CODE,
+    wildcard_constraints:
+        method="robustquant",

@@ -16,7 +16,8 @@ import pandas as pd
 
 KEYS = ["backbone", "method", "variant", "label", "seed"]
 MEASURED = ["w_bits", "a_bits", "top1", "kl", "correct", "images"]
-COST = ["steps", "steps_all", "calibration_images", "seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
+COST = ["steps", "steps_all", "calibration_images", "images_used", "labels", "epochs", "switch_images", "switch_ms"]
+COST += ["seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
 COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", "fp_top1", *COST, "commit", "status"]
 COLUMNS += [
     "label",
@@ -31,7 +32,8 @@ COLUMNS += [
     "rounding_values",
     "log",
 ]
-WHOLE = ["steps", "steps_all", "calibration_images", "peak_mb", "threads", "correct", "images", "rounding_values"]
+WHOLE = ["steps", "steps_all", "calibration_images", "images_used", "labels", "epochs", "switch_images", "peak_mb"]
+WHOLE += ["threads", "correct", "images", "rounding_values"]
 NAME = re.compile(r"(?P<backbone>[^/]+)/(?P<method>[^/]+)/(?P<variant>[^/]+)/(?P<label>[^/]+)/seed(?P<seed>\d+)")
 
 
@@ -47,10 +49,14 @@ def rows_of_record(path: Path) -> list[dict]:
         "split": record["split"],
         "dataset": run.get("dataset"),
         "steps": protocol.get("steps", 0),
-        "steps_all": sum(unit.get("steps", math.nan) for unit in record["units"]),
+        "steps_all": record.get("training", {}).get("steps")
+        or sum(unit.get("steps", math.nan) for unit in record["units"]),
         # none where nothing is rounded by learning, or where an older record does not say
         "rounding_values": sum(sum(unit.get("h_after") or []) for unit in record["units"]) or None,
         "calibration_images": run.get("calibration_images", 0),
+        "images_used": cost.get("images", run.get("calibration_images", 0)),  # older records do not say
+        "labels": cost.get("labels", 0),
+        "epochs": cost.get("epochs"),
         "seconds": round(cost["seconds"], 1),
         "evaluation_seconds": round(cost["evaluation_seconds"], 1),
         "peak_mb": round(cost["peak_mb"]),
@@ -62,9 +68,18 @@ def rows_of_record(path: Path) -> list[dict]:
     }
     groups = [width for group in (run.get("groups") or {}).values() for width in group]
     return [
-        shared | {key: line[key] for key in MEASURED} | {"in_groups": line["width"] in groups}
+        shared
+        | {key: line[key] for key in MEASURED}
+        | {"in_groups": line["width"] in groups, "variant": variant_of(run["variant"], line)}
+        # a method without BatchNorm to re-estimate switches without an image
+        | {"switch_images": line.get("switch_images", 0), "switch_ms": line.get("switch_ms")}
         for line in record["results"]
     ]
+
+
+def variant_of(variant: str, line: dict) -> str:
+    """The variant of a result; one that was measured another way than the method's own is a variant of its own."""
+    return f"{variant}+{line['mode']}" if line.get("mode") else variant
 
 
 def is_missing(root: Path, name: str) -> bool:

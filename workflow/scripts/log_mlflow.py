@@ -61,11 +61,14 @@ def metrics(record: dict, now: int) -> list[Metric]:
     groups = [width for group in (record["run"].get("groups") or {}).values() for width in group]
     for line in record.get("results", []):
         # one curve over the widths that a multi-bit network switches between, one for each activation width beside
+        mode = f".{line['mode']}" if line.get("mode") else ""
         curve = "top1" if line["width"] in groups else f"top1_A{line['a_bits']}"
-        found.append(Metric(curve, line["top1"], now, line["w_bits"]))
-        found.append(Metric(f"top1_{line['width']}", line["top1"], now, line["w_bits"]))
-        found.append(Metric(f"kl_{line['width']}", line["kl"], now, line["w_bits"]))
+        found.append(Metric(curve + mode, line["top1"], now, line["w_bits"]))
+        found.append(Metric(f"top1_{line['width']}{mode}", line["top1"], now, line["w_bits"]))
+        found.append(Metric(f"kl_{line['width']}{mode}", line["kl"], now, line["w_bits"]))
     found += [Metric(key, value, now, 0) for key, value in record.get("cost", {}).items()]
+    training = record.get("training", {})
+    found += [Metric("loss.training", value, now, epoch) for epoch, value in enumerate(training.get("loss", []), 1)]
     for index, unit in enumerate(record.get("units", [])):
         name = f"loss.{index:02d}.{unit['unit']}"
         found += [Metric(name, value, now, step) for step, value in enumerate(unit["loss"])]

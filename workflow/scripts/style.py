@@ -15,6 +15,10 @@ STYLES = {
     "brecq": ("#CC79A7", "D", (0, (3, 1, 1, 1))),
     "qdrop": ("#0072B2", "s", (0, (1, 1))),
     "flexround": ("#E69F00", "X", (0, (5, 1, 1, 1, 1, 1))),
+    "adaptive_bn": ("#7570B3", "<", (0, (2, 2))),
+    "robustquant": ("#66A61E", "p", (0, (4, 2, 1, 2))),
+    "any_precision": ("#A6761D", "h", (0, (6, 2))),
+    "multiquant": ("#1B7837", "d", (0, (2, 1, 1, 1))),
     "ptmq": ("#D55E00", "o", "-"),
 }
 OTHER = ("#000000", "*", "-")
@@ -25,6 +29,10 @@ NAMES = {
     "brecq": "BRECQ",
     "qdrop": "QDrop",
     "flexround": "FlexRound",
+    "adaptive_bn": "AdaptiveBN",
+    "robustquant": "RobustQuant",
+    "any_precision": "Any-Precision",
+    "multiquant": "MultiQuant",
     "ptmq": "PTMQ",
 }
 

@@ -14,11 +14,17 @@ import pandas as pd
 
 KEYS = ["backbone", "method", "variant"]
 GIVEN = {
+    "images": "images",
+    "labels": "labels",
+    "epochs": "epochs",
     "steps_all": "steps in all",
     "peak_mb": "peak MiB",
     "seconds_each": "s a calibration",
     "seconds_all": "s for all widths",
+    "switch_images": "images a switch",
+    "switch_ms": "ms a switch",
 }
+NEEDED = ["labels", "images a switch"]
 LONG = 40  # characters of a LaTeX cell that is wrapped
 STYLE = """<!doctype html><meta charset="utf-8"><style>
 body { font: 14px sans-serif } table { border-collapse: collapse; margin: 1em }
@@ -73,15 +79,17 @@ def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
     table = table.pivot(index=KEYS, columns="width", values="top1")[list(widths)].reset_index()
     given = cost(runs).set_index(KEYS)[list(GIVEN)].rename(columns=GIVEN)
     given = given.astype(object).map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
+    given[NEEDED] = given[NEEDED].replace("0", "")  # a column for those who need any
     return ordered(table.join(given, on=KEYS)).fillna("")
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """What it takes to serve all widths of the backbone's bit groups, means over seeds.
 
-    steps: a unit · steps_all: a calibration · widths: how many they are · calibrations: how many they need ·
-    seconds_all: those of one calibration times that (a single-width method is charged the mean over the widths of
-    the groups that were run).
+    images, labels: how many training images are used, and how many labels · epochs: of training · steps: a unit ·
+    steps_all: a calibration · widths: how many they are · calibrations: how many they need · seconds_all: those of one
+    calibration times that (a single-width method is charged the mean over the widths of the groups that were run) ·
+    switch_images, switch_ms: what a switch of the bit-width re-estimates BatchNorm with.
     """
     done = runs[(runs.status == "done") & (runs.method != "fp32")].astype({"in_groups": bool})
     served = done[done.in_groups].drop_duplicates(["backbone", "w_bits", "a_bits"]).groupby("backbone").size()
@@ -89,12 +97,14 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     # one row a calibration, whatever it serves
     each = done.assign(serves=serves)[serves > 0].drop_duplicates([*KEYS, "seed", "label"])
     table = each.groupby(KEYS).agg(
-        steps=("steps", "max"), steps_all=("steps_all", "max"), images=("calibration_images", "max"),
+        steps=("steps", "max"), steps_all=("steps_all", "max"), images=("images_used", "max"),
+        labels=("labels", "max"), epochs=("epochs", "max"),
+        switch_images=("switch_images", "max"), switch_ms=("switch_ms", "mean"),
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
         serves=("serves", "max"),
     ).reset_index()  # fmt: skip
     # beside runs that are missing pandas reads these as floating-point numbers; older records lack steps_all
-    whole = ["steps", "steps_all", "images", "peak_mb"]
+    whole = ["steps", "steps_all", "images", "labels", "epochs", "switch_images", "peak_mb"]
     table[whole] = table[whole].astype("Int64")
     table["widths"] = table.backbone.map(served).astype(int)
     table["calibrations"] = np.ceil(table.widths / table.serves.astype(int)).astype(int)

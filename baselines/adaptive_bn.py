@@ -1,0 +1,24 @@
+"""AdaptiveBN alone: round to nearest, and re-estimate BatchNorm at every switch.
+
+Nothing is learned and no label is needed, but a switch costs images and time: what multi-bit methods that share
+BatchNorm pay, and PTMQ does not. Beside it the same network as it is, `no_recalibration`.
+"""
+
+from ptmq.adaptive_bn import AdaptiveBNModel
+from ptmq.methods import Method, register
+
+
+@register
+class AdaptiveBN(Method):
+    """Round to nearest with BatchNorm re-estimated at every switch."""
+
+    name = "adaptive_bn"
+
+    def build(self, network, blocks):
+        """The network with its BatchNorms, which are not folded here."""
+        return AdaptiveBNModel(network, blocks, self.widths, self.settings.edge_bits)
+
+    def calibrate(self, model, images, seed, checkpoint, progress):
+        """Step sizes of every width; nothing is learned."""
+        model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
+        return []

@@ -1,0 +1,156 @@
+"""Any-Precision DNN: train one network for all widths, with BatchNorms of its own for every width.
+
+Paper: https://arxiv.org/abs/1911.07346. Weights and activations are quantized as in DoReFa; every step runs all
+widths, the highest with the labels, every other with the output of the next higher one as soft labels, and sums their
+gradients. First and last layer stay in floating point, and so does what enters the last layer.
+
+At run time one code a weight is stored, that of the highest width, and the lower widths drop its last bits. The
+released code quantizes the floating-point weight anew at every width instead, which gives other codes: both are
+reported, as they were trained and `truncated`.
+Departures: the network is the backbone of the suite (ReLU after BatchNorm) and starts from its trained weights, where
+the publication trains a pre-activation network of its own from nothing; floating point is not among the widths.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ptmq.backbones import Training
+from ptmq.bits import FP
+from ptmq.fake_quant import levels
+from ptmq.methods import register
+from ptmq.trainable import TrainableLayer, TrainableModel
+from ptmq.trained import TrainedMethod, highest_first, soft_cross_entropy
+
+
+def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
+    """`rounded`, with the gradient of x."""
+    return x + (rounded - x).detach()
+
+
+def normalised(weight: Tensor) -> Tensor:
+    """tanh(w) / (2 max|tanh(w)|) + 1/2: the weight in 0..1, of its shape."""
+    squashed = weight.tanh()
+    return squashed / (2 * squashed.abs().max()) + 0.5
+
+
+def scale_of(weight: Tensor) -> Tensor:
+    """Mean |w|, a scalar without gradient."""
+    return weight.abs().mean().detach()
+
+
+def weight_codes(weight: Tensor, bits: int) -> Tensor:
+    """Integer codes 0 .. 2^bits - 1 of a weight, uint8, of its shape."""
+    return torch.round(normalised(weight) * levels(bits)).to(torch.uint8)
+
+
+def decode(codes: Tensor, bits: int, scale: Tensor) -> Tensor:
+    """The weight of `codes` at `bits`: (2 q / (2^bits - 1) - 1) times the scale."""
+    return (2 * codes / levels(bits) - 1) * scale
+
+
+def quantize_weight(weight: Tensor, bits: int) -> Tensor:
+    """DoReFa's weight at `bits`, of the weight's shape; at 32 bits the normalised weight itself."""
+    x = normalised(weight)
+    if bits != FP:
+        x = straight_through(x, torch.round(x * levels(bits)) / levels(bits))
+    return (2 * x - 1) * scale_of(weight)
+
+
+def quantize_activation(x: Tensor, bits: int) -> Tensor:
+    """DoReFa's activation at `bits`: clipped to 0..1 and rounded; at 32 bits a ReLU."""
+    if bits == FP:
+        return x.relu()
+    x = x.clamp(0, 1)
+    return straight_through(x, torch.round(x * levels(bits)) / levels(bits))
+
+
+class AnyPrecisionLayer(TrainableLayer):
+    """A layer with DoReFa's weights; at an edge in floating point."""
+
+    def __init__(self, layer: nn.Module, widths: Sequence[int], at_edge: bool):
+        super().__init__(layer)
+        self.at_edge, self.highest = at_edge, max(widths)
+        self.codes: Tensor | None = None  # of the highest width, where lower ones are made by dropping bits of them
+
+    def quantized(self, bits):
+        if self.at_edge:
+            return self.weight
+        if self.codes is None:
+            return quantize_weight(self.weight, bits)
+        codes = self.codes >> (self.highest - bits)
+        return decode(codes.to(self.weight.dtype), bits, scale_of(self.weight))
+
+
+class AnyPrecisionActivation(nn.Module):
+    """DoReFa's activation quantizer; at an edge it only clips."""
+
+    def __init__(self, at_edge: bool):
+        super().__init__()
+        self.at_edge, self.bits = at_edge, FP
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.at_edge else quantize_activation(x, self.bits)
+
+    def set_bits(self, bits: int) -> None:
+        """Select a width."""
+        self.bits = bits
+
+
+class AnyPrecisionModel(TrainableModel):
+    """The trained network with its two ways to a lower width."""
+
+    modes = ("", "truncated")
+
+    def __init__(self, network: nn.Module, blocks: Sequence[str], widths: Sequence):
+        weights = [width.weight for width in widths]
+        super().__init__(
+            network,
+            blocks,
+            widths,
+            lambda layer, at_edge: AnyPrecisionLayer(layer, weights, at_edge),
+            AnyPrecisionActivation,
+            norm_per_width=True,
+        )
+
+    def set_mode(self, mode: str) -> None:
+        """Quantize every weight anew ('') or drop bits of the code of the highest width ('truncated')."""
+        for layer in self.layers:
+            layer.codes = weight_codes(layer.weight, layer.highest) if mode == "truncated" else None
+
+
+@register
+class AnyPrecision(TrainedMethod):
+    """Training for all widths with BatchNorms of their own and soft labels from the next higher width (DoReFa)."""
+
+    name = "any_precision"
+    schedules: ClassVar = {
+        # of the released code for CIFAR-10
+        "paper": Training(epochs=200, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, decay="step",
+                          drops=(0.5, 0.75, 0.9), warmup=0.0, amp=True),
+        "short": Training(epochs=10, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, warmup=0.0, amp=True),
+    }  # fmt: skip
+
+    def build(self, network, blocks):
+        """The network with DoReFa's layers."""
+        return AnyPrecisionModel(network, blocks, self.widths)
+
+    def fit(self, task):
+        """Train it."""
+        model = self.build(task.network, task.blocks)
+        return model, self.train(model, task)
+
+    def calibrate(self, model, images, seed, checkpoint, progress):
+        """Nothing is calibrated."""
+        return []
+
+    def losses(self, model, x, y, generator) -> Iterable[Tensor]:
+        """Labels at the highest width; at every other the output of the next higher one (recursive supervision)."""
+        target = None
+        for width in highest_first(self.widths):
+            model.set_bits(width.weight, width.activation)
+            logits = model(x)
+            yield nn.functional.cross_entropy(logits, y) if target is None else soft_cross_entropy(logits, target)
+            target = logits.detach().softmax(1)

@@ -1,0 +1,91 @@
+"""MultiQuant: train one network for all widths, which share weights and BatchNorm.
+
+Paper: Xu, Feng, Zhang, Wang, IJCAI 2022, https://doi.org/10.24963/ijcai.2022/504. Every step trains the lowest, the
+highest and a width drawn between them; step sizes are learned, one set a width (LSQ); labels adapt while the network
+trains, so that low widths, which cannot fit one-hot labels, do not pull the shared weights away from the high ones
+("vicious competition"). BatchNorm is re-estimated at every switch (ptmq/adaptive_bn.py).
+
+The paper's formula of the labels is not public, so this one is ours: the label of a width is p · t + (1 - p) · y, with
+y the true label, t what the next higher width that was run gives for the image, and p the probability in t of the true
+class. The highest width gets y. Where the higher width is right, the lower one learns to follow it and not to outdo
+it; where it is wrong, the true label counts. Its schedule is not public, either: `paper` is that of Any-Precision's
+released code, which the same author's later work compares with.
+"""
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ptmq.adaptive_bn import AdaptiveBNModel
+from ptmq.backbones import Training
+from ptmq.bits import BitWidth
+from ptmq.methods import register
+from ptmq.trained import TrainedMethod, TrainedStepSizeSettings, soft_cross_entropy
+
+STEP_SIZE_RATE = 0.01  # factor on the learning rate
+
+
+def adaptive_label(y: Tensor, higher: Tensor) -> Tensor:
+    """The label of a width from the true classes (batch,) and a higher width's probabilities (batch, classes)."""
+    trust = higher.gather(1, y[:, None])
+    return trust * higher + (1 - trust) * F.one_hot(y, higher.shape[1])
+
+
+@register
+class MultiQuant(TrainedMethod):
+    """Training of the lowest, the highest and a random width with adaptive soft labels; BatchNorm re-estimated."""
+
+    name = "multiquant"
+    Settings = TrainedStepSizeSettings
+    schedules: ClassVar = {
+        "paper": Training(epochs=200, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, decay="step",
+                          drops=(0.5, 0.75, 0.9), warmup=0.0, amp=True),
+        "short": Training(epochs=10, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, warmup=0.0, amp=True),
+    }  # fmt: skip
+
+    def build(self, network, blocks):
+        """The network with a step size for every width."""
+        return AdaptiveBNModel(network, blocks, self.widths, self.settings.edge_bits)
+
+    def fit(self, task):
+        """Search step sizes, then train them and everything else."""
+        model, _ = super().fit(task)
+        details = self.train(model, task)
+        self.keep_steps_positive(model)
+        return model, details
+
+    def calibrate(self, model, images, seed, checkpoint, progress):
+        """The step sizes that training starts from."""
+        model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
+        return []
+
+    def rates(self, model):
+        """Step sizes are far smaller than weights, and so is their learning rate."""
+        return {step: STEP_SIZE_RATE for quantizer in model.all_quantizers for step in quantizer.step.parameters()}
+
+    def keep_steps_positive(self, model: AdaptiveBNModel) -> None:
+        """Undo an optimizer's step across zero."""
+        for quantizer in model.all_quantizers:
+            quantizer.keep_steps_positive()
+
+    def drawn(self, generator: torch.Generator) -> list[BitWidth]:
+        """The highest, one between (where there is one) and the lowest width, in this order."""
+        lowest, *between, highest = sorted(self.widths)
+        if between:
+            between = [between[int(torch.randint(len(between), (), generator=generator))]]
+        return [highest, *between, lowest]
+
+    def losses(self, model, x, y, generator) -> Iterable[Tensor]:
+        """Cross-entropy at each of them, against its adaptive label."""
+        self.keep_steps_positive(model)
+        higher = None
+        for width in self.drawn(generator):
+            model.set_bits(width.weight, width.activation)
+            logits = model(x)
+            yield (
+                F.cross_entropy(logits, y) if higher is None else soft_cross_entropy(logits, adaptive_label(y, higher))
+            )
+            higher = logits.detach().softmax(1)
