@@ -16,7 +16,7 @@ from ptmq.bit_operations import bit_operations
 from ptmq.bits import BitWidth
 from ptmq.calibration import calibration_index, open_images
 from ptmq.config import Run
-from ptmq.errors import require
+from ptmq.errors import InputError, require
 from ptmq.evaluation import count_correct, outputs_of_fp, score
 from ptmq.files import sha256
 from ptmq.mixed_precision import Assignment, Choices
@@ -105,6 +105,8 @@ def frontier(
     given.
     """
     model, info = load_model(folder)
+    if not isinstance(model, MultiBitModel):
+        raise InputError(f"{info['run']['method']} has one width for the whole network. Choose a width a block for ptmq.")
     require(len(model.widths) > 1, "the model's widths", "two or more to choose from", str(model.widths[0]))
     run = Run(**info["run"])
     train, _ = open_images(run.backbone, "train", data_dir, run.dataset)
