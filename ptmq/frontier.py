@@ -106,7 +106,8 @@ def frontier(
     """
     model, info = load_model(folder)
     if not isinstance(model, MultiBitModel):
-        raise InputError(f"{info['run']['method']} has one width for the whole network. Choose a width a block for ptmq.")
+        method = info["run"]["method"]
+        raise InputError(f"a model of {method} has one width for the whole network. Give a model of ptmq.")
     require(len(model.widths) > 1, "the model's widths", "two or more to choose from", str(model.widths[0]))
     run = Run(**info["run"])
     train, _ = open_images(run.backbone, "train", data_dir, run.dataset)
