@@ -115,6 +115,26 @@ def bit_operations_of(model: MultiBitModel, x: torch.Tensor, bits: int) -> int:
     return sum(macs) * bits * bits
 
 
+def test_softmax_is_quantized_where_it_is_asked_for():
+    backbone = BACKBONES["digits_vit"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = backbone.network().eval()
+    x = torch.randn(4, *SHAPES["digits"], generator=torch.Generator().manual_seed(0))
+    plain, more = (MultiBitModel(network, backbone.blocks, [BitWidth(4, 4)], softmax=s).eval() for s in (False, True))
+    blocks = len(plain.units) - 2
+    assert len(list(more.quantizers)) == len(list(plain.quantizers)) + blocks, "one in every block"
+    with torch.no_grad():
+        torch.testing.assert_close(more(x), plain(x))
+        for model in (plain, more):
+            model.search_steps(x, "minmax")
+            model.set_bits(4, 4)
+        assert not torch.equal(more(x), plain(x))
+    name = next(n for n, m in more.units[1].graph.named_modules() if "softmax" in n and hasattr(m, "zero_point"))
+    quantizer = more.units[1].graph.get_submodule(name)
+    assert quantizer.zero_point.item() == 0, "probabilities have one side"
+
+
 class DataDependent(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
