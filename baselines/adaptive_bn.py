@@ -5,6 +5,7 @@ BatchNorm pay, and PTMQ does not. Beside it the same network as it is, `no_recal
 """
 
 from ptmq.adaptive_bn import AdaptiveBNModel
+from ptmq.layers import QuantizedLayer
 from ptmq.methods import Method, register
 
 
@@ -16,9 +17,4 @@ class AdaptiveBN(Method):
 
     def build(self, network, blocks):
         """The network with its BatchNorms, which are not folded here."""
-        return AdaptiveBNModel(network, blocks, self.widths, self.settings.edge_bits)
-
-    def calibrate(self, model, images, seed, checkpoint, progress):
-        """Step sizes of every width; nothing is learned."""
-        model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
-        return []
+        return AdaptiveBNModel(network, blocks, self.widths, self.settings, QuantizedLayer)

@@ -12,17 +12,17 @@ the publication trains a pre-activation network of its own from nothing; floatin
 """
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from ptmq.backbones import Training
 from ptmq.bits import FP
+from ptmq.errors import InputError
 from ptmq.fake_quant import levels
+from ptmq.graph import calls, module_of
 from ptmq.methods import register
 from ptmq.trainable import TrainableLayer, TrainableModel
-from ptmq.trained import TrainedMethod, highest_first, soft_cross_entropy
+from ptmq.trained import ALL_WIDTHS, TrainedMethod, highest_first, soft_cross_entropy
 
 
 def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
@@ -67,6 +67,11 @@ def quantize_activation(x: Tensor, bits: int) -> Tensor:
     return straight_through(x, torch.round(x * levels(bits)) / levels(bits))
 
 
+def is_relu(node: fx.Node, graph: fx.GraphModule) -> bool:
+    """True where a node of the graph applies a ReLU."""
+    return calls(graph, node, (nn.ReLU, nn.ReLU6), (nn.functional.relu, nn.functional.relu6, torch.relu), ("relu",))
+
+
 class AnyPrecisionLayer(TrainableLayer):
     """A layer with DoReFa's weights; at an edge in floating point."""
 
@@ -92,7 +97,7 @@ class AnyPrecisionActivation(nn.Module):
         self.at_edge, self.bits = at_edge, FP
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.at_edge else quantize_activation(x, self.bits)
+        return x if self.at_edge else quantize_activation(x.float(), self.bits)  # bfloat16 is too coarse for 8 bits
 
     def set_bits(self, bits: int) -> None:
         """Select a width."""
@@ -114,6 +119,14 @@ class AnyPrecisionModel(TrainableModel):
             AnyPrecisionActivation,
             norm_per_width=True,
         )
+        for node in self.graph.graph.nodes:
+            if isinstance(module_of(self.graph, node), AnyPrecisionActivation) and not is_relu(
+                node.args[0], self.graph
+            ):
+                raise InputError(
+                    f"any_precision clips to 0..1 what enters a layer, but what {str(node.args[0])!r} gives has both "
+                    "signs. Leave the backbone out for this method (backbones: [...])."
+                )
 
     def set_mode(self, mode: str) -> None:
         """Quantize every weight anew ('') or drop bits of the code of the highest width ('truncated')."""
@@ -126,12 +139,14 @@ class AnyPrecision(TrainedMethod):
     """Training for all widths with BatchNorms of their own and soft labels from the next higher width (DoReFa)."""
 
     name = "any_precision"
-    schedules: ClassVar = {
-        # of the released code for CIFAR-10
-        "paper": Training(epochs=200, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, decay="step",
-                          drops=(0.5, 0.75, 0.9), warmup=0.0, amp=True),
-        "short": Training(epochs=10, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, warmup=0.0, amp=True),
-    }  # fmt: skip
+    schedules = ALL_WIDTHS
+
+    def __init__(self, settings, widths, groups=None):
+        super().__init__(settings, widths, groups)
+        if FP in {bits for width in self.widths for bits in (width.weight, width.activation)}:
+            raise InputError(
+                f"any_precision trains integer widths. Got {', '.join(map(str, self.widths))}. Leave out those with 32."
+            )
 
     def build(self, network, blocks):
         """The network with DoReFa's layers."""
@@ -141,10 +156,6 @@ class AnyPrecision(TrainedMethod):
         """Train it."""
         model = self.build(task.network, task.blocks)
         return model, self.train(model, task)
-
-    def calibrate(self, model, images, seed, checkpoint, progress):
-        """Nothing is calibrated."""
-        return []
 
     def losses(self, model, x, y, generator) -> Iterable[Tensor]:
         """Labels at the highest width; at every other the output of the next higher one (recursive supervision)."""

@@ -13,17 +13,17 @@ released code, which the same author's later work compares with.
 """
 
 from collections.abc import Iterable
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ptmq.adaptive_bn import AdaptiveBNModel
-from ptmq.backbones import Training
 from ptmq.bits import BitWidth
+from ptmq.errors import InputError
 from ptmq.methods import register
-from ptmq.trained import TrainedMethod, TrainedStepSizeSettings, soft_cross_entropy
+from ptmq.trainable import LearnedStepLayer
+from ptmq.trained import ALL_WIDTHS, TrainedMethod, TrainedStepSizeSettings, soft_cross_entropy
 
 STEP_SIZE_RATE = 0.01  # factor on the learning rate
 
@@ -40,15 +40,16 @@ class MultiQuant(TrainedMethod):
 
     name = "multiquant"
     Settings = TrainedStepSizeSettings
-    schedules: ClassVar = {
-        "paper": Training(epochs=200, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, decay="step",
-                          drops=(0.5, 0.75, 0.9), warmup=0.0, amp=True),
-        "short": Training(epochs=10, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, warmup=0.0, amp=True),
-    }  # fmt: skip
+    schedules = ALL_WIDTHS
+
+    def __init__(self, settings, widths, groups=None):
+        super().__init__(settings, widths, groups)
+        if len(self.widths) < 2:
+            raise InputError(f"multiquant trains two widths or more. Got {self.widths[0]}.")
 
     def build(self, network, blocks):
-        """The network with a step size for every width."""
-        return AdaptiveBNModel(network, blocks, self.widths, self.settings.edge_bits)
+        """The network with a learned step size of every tensor for every width."""
+        return AdaptiveBNModel(network, blocks, self.widths, self.settings, LearnedStepLayer)
 
     def fit(self, task):
         """Search step sizes, then train them and everything else."""
@@ -57,18 +58,13 @@ class MultiQuant(TrainedMethod):
         self.keep_steps_positive(model)
         return model, details
 
-    def calibrate(self, model, images, seed, checkpoint, progress):
-        """The step sizes that training starts from."""
-        model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
-        return []
-
     def rates(self, model):
         """Step sizes are far smaller than weights, and so is their learning rate."""
-        return {step: STEP_SIZE_RATE for quantizer in model.all_quantizers for step in quantizer.step.parameters()}
+        return {step: STEP_SIZE_RATE for quantizer in model.learned_quantizers for step in quantizer.step.parameters()}
 
     def keep_steps_positive(self, model: AdaptiveBNModel) -> None:
         """Undo an optimizer's step across zero."""
-        for quantizer in model.all_quantizers:
+        for quantizer in model.learned_quantizers:
             quantizer.keep_steps_positive()
 
     def drawn(self, generator: torch.Generator) -> list[BitWidth]:

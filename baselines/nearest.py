@@ -18,16 +18,8 @@ class MinMaxSettings(StepSizeSettings):
         require(self.step_size_search == "minmax", "step_size_search", "minmax", self.step_size_search)
 
 
-class Nearest(Method):
-    """Weights and activations rounded to the nearest code of every width."""
-
-    def calibrate(self, model, images, seed, checkpoint, progress):
-        model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
-        return []
-
-
 @register
-class NearestMinMax(Nearest):
+class NearestMinMax(Method):
     """Round to nearest on a grid that spans the whole range."""
 
     name = "nearest_minmax"
@@ -35,7 +27,7 @@ class NearestMinMax(Nearest):
 
 
 @register
-class NearestMSE(Nearest):
+class NearestMSE(Method):
     """Round to nearest on the grid of least error, by the search that the learned methods start from."""
 
     name = "nearest_mse"

@@ -73,11 +73,6 @@ class RobustQuant(TrainedMethod):
         model, _ = super().fit(task)
         return model, details
 
-    def calibrate(self, model, images, seed, checkpoint, progress):
-        """Step sizes of every width; nothing is learned."""
-        model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
-        return []
-
     def losses(self, model, x, y, generator):
         """Cross-entropy and KURE."""
         spread = torch.stack([(kurtosis(weight) - TARGET).square() for weight in regularized(model)]).mean()

@@ -1,37 +1,51 @@
 """The model of the methods that share BatchNorm between widths, and so re-estimate it at every switch (AdaptiveBN).
 
-Every width has a step size of its own for every weight and activation, per tensor; weights and BatchNorm parameters are
-shared. Statistics that one width has left do not fit another.
+Every width has step sizes of its own; weights and BatchNorm parameters are shared. Statistics that one width has left
+do not fit another.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ptmq.bits import BitWidth
+from ptmq.bits import FP, BitWidth
 from ptmq.features import memory_format
+from ptmq.graph import NORMS
 from ptmq.layers import ActivationQuantizer
 from ptmq.multibit import observe
+from ptmq.settings import StepSizeSettings
 from ptmq.trainable import LearnedStepLayer, TrainableModel
 
 BN_BATCH, BN_BATCHES = 128, 100  # of training images that statistics are re-estimated on
+OBSERVED = 8  # activations kept at a time while step sizes are searched
 
 
 class AdaptiveBNModel(TrainableModel):
-    """A network with a step size for every width. edge_bits: as for `ptmq.multibit.MultiBitModel`."""
+    """A network with step sizes for every width.
+
+    to_layer(layer, widths, fixed): what a layer becomes · settings: width of the edges; is softmax quantized?
+    """
 
     modes = ("no_recalibration", "")  # first as it was trained, before statistics are lost
     recalibrated = True
 
-    def __init__(self, network: nn.Module, blocks: Sequence[str], widths: Sequence[BitWidth], edge_bits: int):
-        weights, activations = [w.weight for w in widths], [w.activation for w in widths]
+    def __init__(
+        self,
+        network: nn.Module,
+        blocks: Sequence[str],
+        widths: Sequence[BitWidth],
+        settings: StepSizeSettings,
+        to_layer: Callable[..., nn.Module],
+    ):
+        weights, activations, edge = [w.weight for w in widths], [w.activation for w in widths], settings.edge_bits
         super().__init__(
             network,
             blocks,
             widths,
-            lambda layer, at_edge: LearnedStepLayer(layer, weights, edge_bits if at_edge else None),
-            lambda at_edge: ActivationQuantizer(activations, edge_bits if at_edge else None),
+            lambda layer, at_edge: to_layer(layer, weights, edge if at_edge else None),
+            lambda at_edge: ActivationQuantizer(activations, edge if at_edge else None),
+            softmax=settings.quantize_softmax,
         )
 
     def set_mode(self, mode: str) -> None:
@@ -39,28 +53,30 @@ class AdaptiveBNModel(TrainableModel):
         self.recalibrated = mode == ""
 
     @property
-    def all_quantizers(self) -> list[ActivationQuantizer]:
-        """Those of weights and those of activations."""
-        return [layer.quantizer for layer in self.layers] + self.quantizers
+    def learned_quantizers(self) -> list[ActivationQuantizer]:
+        """Those of activations, and those of weights that are of the same kind."""
+        return [layer.quantizer for layer in self.layers if isinstance(layer, LearnedStepLayer)] + self.quantizers
 
     @torch.no_grad()
     def search_steps(self, images: Tensor, search: str, batch_size: int = 64) -> None:
         """Find all step sizes by `search`, activations on what the FP network gives for `images`."""
         for layer in self.layers:
-            layer.quantizer.search_steps(layer.weight, search)
-        _, seen = observe(self, images, batch_size)
-        for quantizer, values in seen.items():
-            quantizer.search_steps(values, search)
+            layer.search_steps(search)
+        self.set_bits(FP, FP)
+        for start in range(0, len(self.quantizers), OBSERVED):
+            _, seen = observe(self, images, batch_size, self.quantizers[start : start + OBSERVED])
+            for quantizer, values in seen.items():
+                quantizer.search_steps(values, search)
 
 
 @torch.no_grad()
-def recalibrate(model: TrainableModel, batches: Iterable[Tensor]) -> int:
-    """AdaptiveBN: re-estimate all BatchNorm statistics at the selected width, from nothing.
+def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
+    """AdaptiveBN: re-estimate all BatchNorm statistics, from nothing, at the width that is selected.
 
     batches: images, (batch, ...) each; means and unbiased variances are averaged over them. Returns how many images
     they were.
     """
-    norms = list(model.norms)
+    norms = [module for module in network.modules() if isinstance(module, NORMS)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -68,9 +84,19 @@ def recalibrate(model: TrainableModel, batches: Iterable[Tensor]) -> int:
         norm.train()
     images = 0
     for batch in batches:
-        model(batch.contiguous(memory_format=memory_format(batch)))
+        network(batch.contiguous(memory_format=memory_format(batch)))
         images += len(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
     return images
+
+
+def recalibration_batches(count: int) -> Sequence[Tensor]:
+    """Which of `count` training images statistics are re-estimated on, a batch each: the first of a fixed order.
+
+    Only whole batches, unless there are fewer images than one.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: BN_BATCH * BN_BATCHES]
+    whole = len(order) // BN_BATCH * BN_BATCH
+    return order[: whole or len(order)].split(BN_BATCH)

@@ -37,7 +37,7 @@ class Training:
 
     epochs: int = 30
     batch_size: int = 64
-    optimizer: str = "adamw"  # or adam, or sgd with a Nesterov momentum of 0.9
+    optimizer: str = "adamw"  # or adam, or sgd with a momentum of 0.9
     lr: float = 3e-3
     decay: str = "cosine"  # to 0, or step: to a tenth after each of `drops`
     drops: tuple = ()  # shares of the training

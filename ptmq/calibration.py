@@ -60,7 +60,7 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     index = calibration_index(len(images), run)
     weights_sha256 = sha256(weights)
     # The name holds all that the state depends on, so that another run's, or older code's, is never taken up.
-    identity = record.fingerprint([run.to_json(), weights_sha256, record.code_hash(type(method)), device.type])
+    identity = record.fingerprint([run.to_json(), weights_sha256, hashes, record.code_hash(type(method)), device.type])
     checkpoint = Checkpoint(out / f"unfinished-{identity}.safetensors")
     title = f"{run.backbone} {run.method} {run.label}"
     model, details = method.fit(Task(network, backbone.blocks, images, index, run.seed, device, checkpoint, title))
@@ -71,6 +71,7 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
             "calibration_index_sha256": record.fingerprint(index.tolist()),
             "mean": backbone.mean,
             "std": backbone.std,
+            **details.pop("protocol", {}),
         },
         "cost": {
             "seconds": checkpoint.seconds(),

@@ -194,7 +194,7 @@ def train(args: argparse.Namespace) -> None:
     from ptmq.calibration import open_images
     from ptmq.files import save_tensors
     from ptmq.progress import Bar
-    from ptmq.record import fingerprint
+    from ptmq.record import code_hash, fingerprint
 
     required(args, "backbone")
     device = torch_device(args.device, args.threads)
@@ -202,12 +202,12 @@ def train(args: argparse.Namespace) -> None:
     settings = training_of(args.backbone, overrides(args.set))
     if settings is None:
         raise InputError(f"backbone {args.backbone!r} has public weights. Get them: python -m ptmq weights.")
-    images, _ = open_images(args.backbone, "train", args.data_dir)
+    images, hashes = open_images(args.backbone, "train", args.data_dir)
     with torch.random.fork_rng():  # torch initialises layers from its global generator
         torch.manual_seed(args.seed)
         network = backbone.network()
     info = {"backbone": args.backbone, "seed": args.seed, "training": asdict(settings)}
-    unfinished = args.out.with_suffix(f".unfinished-{fingerprint([info, device.type])}.pt")
+    unfinished = args.out.with_suffix(f".unfinished-{fingerprint([info, hashes, code_hash(), device.type])}.pt")
     with Bar(f"{args.backbone} training", settings.epochs, "epoch") as bar:
         state = training.train(
             network, images, settings, args.seed, device,
@@ -215,7 +215,8 @@ def train(args: argparse.Namespace) -> None:
         )  # fmt: skip
     info["seconds"] = state.seconds
     save_tensors(args.out, {key: value.cpu() for key, value in network.state_dict().items()}, info)
-    unfinished.unlink()
+    for path in args.out.parent.glob(f"{args.out.stem}.unfinished-*"):  # this one, and those of settings given up
+        path.unlink()
 
 
 def run_of(args: argparse.Namespace):

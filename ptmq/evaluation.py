@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmq import record
-from ptmq.adaptive_bn import BN_BATCH, BN_BATCHES, AdaptiveBNModel, recalibrate
+from ptmq.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches
 from ptmq.backbones import get_backbone
 from ptmq.bits import FP, FULL_PRECISION
 from ptmq.calibration import open_images
@@ -67,15 +67,15 @@ def score_recalibrated(
 ) -> list[dict[str, Any]]:
     """The results of a model whose BatchNorm is re-estimated at every switch, with what that took.
 
-    The same training images for every width, the first of a fixed order.
+    The same training images for every width; a switch includes reading them.
     """
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: BN_BATCH * BN_BATCHES]
+    chosen = recalibration_batches(len(train))
+    recalibrate(model, [train.batch(chosen[0])[0].to(device)])  # so that the first width is not charged a warm-up
     lines = []
     for width in model.widths:
         start = time.perf_counter()
         model.set_bits(width.weight, width.activation)
-        batches = (train.batch(index)[0].to(device) for index in order.split(BN_BATCH))
-        count = recalibrate(model, batches)
+        count = recalibrate(model, (train.batch(index)[0].to(device) for index in chosen))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         ms = 1000 * (time.perf_counter() - start)
@@ -163,6 +163,11 @@ def evaluate_model(
     backbone = info["run"]["backbone"]
     images, _ = open_images(backbone, split, data_dir, info["run"]["dataset"])
     model.to(device)
+    if fp_outputs is None and info["cost"].get("labels"):
+        raise InputError(
+            f"{info['run']['method']} trained the network itself, so the outputs of the one that it started from are "
+            "needed. Give --fp-outputs (from: evaluate --weights ... --fp-outputs ...)."
+        )
     fp = outputs_of_fp(model, fp_outputs, backbone, split, images, device)
     lines = []
     for mode in model.modes:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ptmq import mixed_precision, record
-from ptmq.adaptive_bn import BN_BATCH, BN_BATCHES
+from ptmq.adaptive_bn import recalibrate, recalibration_batches
 from ptmq.bit_operations import bit_operations
 from ptmq.bits import BitWidth
 from ptmq.calibration import calibration_index, open_images
 from ptmq.config import Run
+from ptmq.datasets import Images
 from ptmq.errors import InputError, require
 from ptmq.evaluation import count_correct, outputs_of_fp, score
 from ptmq.files import sha256
@@ -27,6 +28,7 @@ from ptmq.weights import load_network
 SENSITIVITY_IMAGES = 256  # calibration images that sensitivities are measured on
 POINTS = 9  # budgets between the lowest and the highest width
 REPEATS = 200  # switches that are timed
+TIMED_BATCHES = 5  # of re-estimating BatchNorm
 
 
 def budgets(model: MultiBitModel) -> list[float]:
@@ -61,26 +63,33 @@ def median_ms(switch: Callable[[int], None], repeats: int) -> float:
     return 1000 * statistics.median(times)
 
 
-@torch.no_grad()
-def adaptive_bn_ms(network: nn.Module, images: Tensor, batches: int) -> float:
-    """Time of one batch of re-estimating BatchNorm statistics, in milliseconds: the network's forward in train mode."""
-    network.train()
-    return median_ms(lambda i: network(images), batches)
+def adaptive_bn_ms(network: nn.Module, train: Images, batches: Sequence[Tensor], device: torch.device) -> float:
+    """Time of re-estimating BatchNorm statistics on a few batches of training images, in milliseconds a batch.
+
+    batches: indices, each of a batch · Reading the images is part of it.
+    """
+
+    def batch(i: int) -> None:
+        recalibrate(network, [train.batch(batches[i % len(batches)])[0].to(device)])
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return median_ms(batch, TIMED_BATCHES)
 
 
-def switching(model: MultiBitModel, network: nn.Module, images: Tensor) -> dict[str, float]:
+def switching(model: MultiBitModel, network: nn.Module, train: Images, device: torch.device) -> dict[str, float]:
     """What switching the whole network costs, in milliseconds and images, beside AdaptiveBN."""
     model.prepare()
     widths = model.widths
     prepared = median_ms(lambda i: _set(model, widths[i % len(widths)]), REPEATS)
     bytes_prepared = sum(w.numel() * w.element_size() for layer in model.layers for w in layer.prepared())
-    batch = images[:BN_BATCH]
+    batches = recalibration_batches(len(train))
     return {
         "switch_ms": prepared,
         "switch_images": 0,
         "prepared_mib": bytes_prepared / 2**20,
-        "adaptive_bn_ms": adaptive_bn_ms(network, batch, 5) * BN_BATCHES,
-        "adaptive_bn_images": BN_BATCHES * BN_BATCH,
+        "adaptive_bn_ms": adaptive_bn_ms(network, train, batches, device) * len(batches),
+        "adaptive_bn_images": sum(map(len, batches)),
     }
 
 
@@ -142,7 +151,7 @@ def frontier(
         "fp_top1": record.top1(count_correct(fp, images), len(images)),
         "points": points,
         "sensitivity": {u: {str(w): kl for w, kl in widths.items()} for u, widths in choices.sensitivity.items()},
-        "switching": switching(model, network, calibration),
+        "switching": switching(model, network, train, device),
         "run": info["run"],
         "protocol": info["protocol"],
         "sha256": {**info["sha256"], "model": sha256(folder / TENSORS)},

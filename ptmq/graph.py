@@ -169,7 +169,7 @@ def readers_of(node: fx.Node) -> list[fx.Node]:
 
 def moves(graph: fx.GraphModule, node: fx.Node) -> bool:
     """True where a node only moves, joins or pools values."""
-    return calls(graph, node, MOVING_MODULES, MOVING_FUNCTIONS, MOVING_METHODS)
+    return calls(graph, node, MOVING_MODULES + NOTHING, MOVING_FUNCTIONS, MOVING_METHODS)
 
 
 def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -7,7 +7,6 @@ A method is a class in `baselines/<name>.py` (or in another package, through the
 import importlib
 import math
 import pkgutil
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -57,7 +56,7 @@ class Task:
         return self.images.batch(self.index)[0].to(self.device)
 
 
-class Method(ABC):
+class Method:
     """A way to make a multi-bit model out of a trained network.
 
     widths: what the model shall be able to take · groups: the same widths split into low, medium and high,
@@ -88,11 +87,15 @@ class Method(ABC):
             units = self.calibrate(model, task.calibration(), task.seed, task.checkpoint, bar.advance)
         return model, {"units": units}
 
-    @abstractmethod
     def calibrate(
         self, model: MultiBitModel, images: Tensor, seed: int, checkpoint: Checkpoint | None, progress: Progress
     ) -> list[dict[str, Any]]:
-        """Calibrate `model`, in place, on (count, ...) images; returns a record a unit, see `reconstruct`."""
+        """Calibrate `model`, in place, on (count, ...) images; returns a record a unit, see `reconstruct`.
+
+        Here nothing is learned: step sizes are searched, and weights and activations rounded to the nearest code.
+        """
+        model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
+        return []
 
     def count_steps(self, model: MultiBitModel) -> int:
         """How many steps `calibrate` reports to `progress`."""

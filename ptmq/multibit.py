@@ -143,16 +143,18 @@ class MultiBitModel(Switchable):
         x = images
         for unit in self.units:
             unit.set_bits(FULL_PRECISION)
-            x, seen = observe(unit, x, batch_size)
+            x, seen = observe(unit, x, batch_size, unit.quantizers)
             for quantizer, values in seen.items():
                 quantizer.search_steps(values, search)
 
 
-def observe(unit: Unit, x: Tensor, batch_size: int) -> tuple[Tensor, dict[ActivationQuantizer, Tensor]]:
-    """The unit's output for all of x, and what passes through each of its activation quantizers."""
-    seen: dict[ActivationQuantizer, list[Tensor]] = {quantizer: [] for quantizer in unit.quantizers}
-    hooks = [q.register_forward_hook(lambda q, args, out: seen[q].append(out)) for q in unit.quantizers]
-    out = torch.cat([unit(batch) for batch in x.split(batch_size)])
+def observe(
+    module: nn.Module, x: Tensor, batch_size: int, quantizers: Sequence[ActivationQuantizer]
+) -> tuple[Tensor, dict[ActivationQuantizer, Tensor]]:
+    """The module's output for all of x, and what passes through each of some of its activation quantizers."""
+    seen: dict[ActivationQuantizer, list[Tensor]] = {quantizer: [] for quantizer in quantizers}
+    hooks = [q.register_forward_hook(lambda q, args, out: seen[q].append(out)) for q in quantizers]
+    out = torch.cat([module(batch) for batch in x.split(batch_size)])
     for hook in hooks:
         hook.remove()
     return out, {quantizer: torch.cat(parts) for quantizer, parts in seen.items()}

@@ -24,8 +24,8 @@ def fingerprint(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def code_hash(method: type) -> str:
-    """A short hash of this package's source and of the files that define the method and what it derives from."""
+def code_hash(method: type = object) -> str:
+    """A short hash of this package's source and of the files that define the method, if any, and its bases."""
     files = {*(ROOT / "ptmq").rglob("*.py")}
     files |= {
         Path(inspect.getfile(cls))

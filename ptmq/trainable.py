@@ -4,18 +4,16 @@ What a layer and a quantizer are is the method's choice; where they stand is the
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptmq.bits import FP, BitWidth
+from ptmq.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.errors import InputError
-from ptmq.graph import assign_units, quantize_graph, trace
+from ptmq.graph import NORMS, assign_units, calls, quantize_graph, trace
 from ptmq.layers import ActivationQuantizer
 from ptmq.multibit import Switchable, known_width
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class TrainableLayer(nn.Module):
@@ -58,6 +56,10 @@ class LearnedStepLayer(TrainableLayer):
         self.quantizer.set_bits(bits)
         return self.quantizer(self.weight)
 
+    def search_steps(self, search: str) -> None:
+        """Set the step size and zero point of every width by `search`."""
+        self.quantizer.search_steps(self.weight, search)
+
 
 class SwitchableNorm(nn.Module):
     """A BatchNorm with parameters and statistics of its own for every width."""
@@ -80,7 +82,7 @@ class TrainableModel(Switchable):
 
     network: a trained FP network that torch.fx can trace; it is not changed · blocks, widths: as for
     `ptmq.multibit.MultiBitModel` · to_layer, to_quantizer: as for `ptmq.graph.quantize_graph` · norm_per_width: every
-    BatchNorm becomes a SwitchableNorm.
+    BatchNorm becomes a SwitchableNorm · softmax: quantize the output of softmax, too.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class TrainableModel(Switchable):
         to_layer: Callable[[nn.Module, bool], nn.Module],
         to_quantizer: Callable[[bool], nn.Module],
         norm_per_width: bool = False,
+        softmax: bool = False,
     ):
         super().__init__()
         self.widths = tuple(sorted(widths))
@@ -102,12 +105,13 @@ class TrainableModel(Switchable):
             assign_units(graph, blocks),
             lambda layer, at_edge: _kept(self.layers, to_layer(layer, at_edge)),
             lambda at_edge: _kept(self.quantizers, to_quantizer(at_edge)),
+            softmax,
         )
         norms = [(name, module) for name, module in graph.named_modules() if isinstance(module, NORMS)]
-        if not norms:
+        if not norms or any(calls(graph, node, functions=[F.batch_norm]) for node in graph.graph.nodes):
             raise InputError(
-                f"{type(network).__name__} has no BatchNorm to re-estimate, or to keep one of for every width. "
-                "Leave the backbone out for this method (backbones: [...])."
+                f"{type(network).__name__} has no BatchNorm to re-estimate, or to keep one of for every width, or has "
+                "some that are no layer of their own. Leave the backbone out for this method (backbones: [...])."
             )
         self.switched_norms: list[nn.Module] = []
         if norm_per_width:
@@ -119,13 +123,10 @@ class TrainableModel(Switchable):
     def forward(self, x: Tensor) -> Tensor:
         return self.graph(x)
 
-    @property
-    def norms(self) -> Iterator[nn.Module]:
-        """Every BatchNorm."""
-        return (module for module in self.modules() if isinstance(module, NORMS))
-
     def set_bits(self, weight: int, activation: int) -> None:
         width = known_width(self.widths, weight, activation)
+        if self.switched_norms and width not in (*self.widths, FULL_PRECISION):
+            raise InputError(f"width {width} was not trained. Widths: {', '.join(map(str, self.widths))}.")
         for layer in self.layers:
             layer.set_bits(weight)
         for quantizer in self.quantizers:

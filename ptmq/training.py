@@ -1,7 +1,8 @@
 """One trainer: of the floating-point networks without a checkpoint, and of the methods that need labels.
 
-Everything that is drawn comes from one generator. After every epoch a checkpoint holds all that the next one depends
-on, so that a run that was interrupted ends where an uninterrupted one does.
+Everything that is drawn comes from one generator, or for dropout from a seed of the epoch. After every epoch a
+checkpoint holds all that the next one depends on, so that a run that was interrupted ends where an uninterrupted one
+does.
 """
 
 import math
@@ -24,9 +25,12 @@ OPTIMIZERS = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
     "sgd": lambda parameters, lr, weight_decay: torch.optim.SGD(
-        parameters, lr=lr, weight_decay=weight_decay, momentum=0.9, nesterov=True
+        parameters, lr=lr, weight_decay=weight_decay, momentum=0.9
     ),
 }
+
+
+EPOCHS_APART = 100_003  # between the seeds of two trainings
 
 
 def cross_entropy(network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterable[Tensor]:
@@ -132,16 +136,18 @@ def train(
     for epoch in range(len(state.curve), training.epochs):
         network.train()
         order = torch.randperm(len(images), generator=state.generator)
-        total = 0.0
-        for number, index in enumerate(order[: per_epoch * training.batch_size].split(training.batch_size)):
-            for group in state.optimizer.param_groups:
-                group["lr"] = group["rate"] * learning_rate(epoch * per_epoch + number, steps, training)
-            x, y = images.batch(index)
-            x = shifted(x, training.shift, state.generator)
-            if training.flip:
-                x = flipped(x, state.generator)
-            total += _update(network, state, losses, x.to(device), y.to(device), training.amp)
-        state.curve.append(total / per_epoch)
+        total = torch.zeros((), device=device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed * EPOCHS_APART + epoch)  # dropout knows no other generator
+            for number, index in enumerate(order[: per_epoch * training.batch_size].split(training.batch_size)):
+                for group in state.optimizer.param_groups:
+                    group["lr"] = group["rate"] * learning_rate(epoch * per_epoch + number, steps, training)
+                x, y = images.batch(index)
+                x = shifted(x, training.shift, state.generator)
+                if training.flip:
+                    x = flipped(x, state.generator)
+                total += _update(network, state, losses, x.to(device), y.to(device), training.amp)
+        state.curve.append(float(total) / per_epoch)
         if not math.isfinite(state.curve[-1]):
             raise InputError(
                 f"training: the loss of epoch {epoch + 1} is {state.curve[-1]}. Check the weights and the images for "
@@ -153,10 +159,10 @@ def train(
     return state
 
 
-def _update(network: nn.Module, state: State, losses: Losses, x: Tensor, y: Tensor, amp: bool) -> float:
-    """One step of the optimizer on one batch; returns the sum of the losses."""
+def _update(network: nn.Module, state: State, losses: Losses, x: Tensor, y: Tensor, amp: bool) -> Tensor:
+    """One step of the optimizer on one batch; returns the sum of the losses, a scalar."""
     state.optimizer.zero_grad()
-    total = 0.0
+    total = torch.zeros((), device=x.device)
     parts = iter(losses(network, x, y, state.generator))
     while True:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=amp and x.device.type == "cuda"):
@@ -164,6 +170,6 @@ def _update(network: nn.Module, state: State, losses: Losses, x: Tensor, y: Tens
         if loss is None:
             break
         loss.backward()
-        total += float(loss.detach())
+        total += loss.detach()
     state.optimizer.step()
     return total

@@ -115,7 +115,9 @@ def outputs(folder, name):
 NETWORK_CODE = code("bits", "fake_quant", "graph", "layers", "multibit", "rounding", "step_size", "weights")
 DATA_CODE = code("datasets", "imagenet")
 ENGINE_CODE = NETWORK_CODE + DATA_CODE
-ENGINE_CODE += code("calibration", "features", "losses", "methods", "mixer", "phase", "reconstruct", "settings")
+ENGINE_CODE += code(
+    "calibration", "features", "losses", "methods", "mixer", "phase", "reconstruct", "saved", "settings"
+)
 
 
 TRAINING_CODE = code("trained", "training")

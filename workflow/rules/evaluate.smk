@@ -35,7 +35,7 @@ rule evaluate:
         model=rules.quantize.output.model,
         description=rules.quantize.output.description,
         fp=rules.fp32.output.outputs,
-        code=NETWORK_CODE + DATA_CODE + code("evaluation", "saved"),
+        code=NETWORK_CODE + DATA_CODE + code("evaluation", "features", "saved"),
         own=own_model,
         network=model_code,
     output:
@@ -66,7 +66,8 @@ rule mixed:
         fp=rules.fp32.output.outputs,
         code=NETWORK_CODE
         + DATA_CODE
-        + code("bit_operations", "evaluation", "features", "frontier", "mixed_precision", "saved"),
+        + code("adaptive_bn", "bit_operations", "calibration", "evaluation", "features", "frontier")
+        + code("mixed_precision", "saved"),
         network=model_code,
     output:
         f"{OUT}/mixed/{RUN}.json",

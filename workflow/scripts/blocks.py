@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from style import OTHER, STYLES, label_of, order, save
 
+COLUMNS = ["backbone", "method", "seed", "unit", "width", "before", "after", "h_before", "h_after"]
 SHOWN = 2  # widths of the bit groups, lowest first
 
 
@@ -32,7 +33,7 @@ def units(records: list[Path]) -> pd.DataFrame:
                     "width": width, "before": unit["error_before"][width], "after": unit["error_after"][width],
                     "h_before": unit.get("h_before") or None, "h_after": unit.get("h_after") or None,
                 })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def draw_errors(axes, rows: pd.DataFrame) -> None:
@@ -83,10 +84,11 @@ def main() -> None:
     args = parser.parse_args()
     rows = units(args.records)
     backbones = list(rows.backbone.unique())
-    figure, axes = plt.subplots(
-        len(backbones), SHOWN, figsize=(7 * SHOWN, 4.5 * len(backbones)), squeeze=False, layout="constrained"
-    )
-    for line, backbone in zip(axes, backbones, strict=True):
+    count = max(1, len(backbones))
+    figure, axes = plt.subplots(count, SHOWN, figsize=(7 * SHOWN, 4.5 * count), squeeze=False, layout="constrained")
+    if not backbones:
+        axes[0, 0].text(0.5, 0.5, "no method reconstructs blocks", ha="center")
+    for line, backbone in zip(axes, backbones, strict=False):
         mine = rows[rows.backbone == backbone]
         for axis, width in zip(line, sorted(mine.width.unique()), strict=False):
             draw_errors(axis, mine[mine.width == width])

@@ -60,8 +60,11 @@ def with_width(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def divergence(runs: pd.DataFrame) -> pd.DataFrame:
-    """As `accuracy`, cells: mean KL(FP || quantized) in nats, finer than top-1 for comparing settings."""
-    done = with_width(runs[(runs.status == "done") & (runs.method != "fp32")])
+    """As `accuracy`, cells: mean KL(FP || quantized) in nats, finer than top-1 for comparing settings.
+
+    Methods that train with labels are left out: they are free to differ from the FP network.
+    """
+    done = with_width(runs[(runs.status == "done") & (runs.method != "fp32") & ~(runs.labels > 0)])
     widths = done.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
     table = done.pivot_table(index=KEYS, columns="width", values="kl", observed=True)
     cells = table.reindex(columns=widths).map(lambda kl: "" if pd.isna(kl) else f"{kl:.4f}")
@@ -99,10 +102,13 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     table = each.groupby(KEYS).agg(
         steps=("steps", "max"), steps_all=("steps_all", "max"), images=("images_used", "max"),
         labels=("labels", "max"), epochs=("epochs", "max"),
-        switch_images=("switch_images", "max"), switch_ms=("switch_ms", "mean"),
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
         serves=("serves", "max"),
     ).reset_index()  # fmt: skip
+    switches = (
+        done[done.in_groups].groupby(KEYS).agg(switch_images=("switch_images", "max"), switch_ms=("switch_ms", "mean"))
+    )
+    table = table.join(switches, on=KEYS)
     # beside runs that are missing pandas reads these as floating-point numbers; older records lack steps_all
     whole = ["steps", "steps_all", "images", "labels", "epochs", "switch_images", "peak_mb"]
     table[whole] = table[whole].astype("Int64")

@@ -229,6 +229,8 @@ def cells(published: dict, runs: pd.DataFrame) -> list[dict]:
             delta = mine.mean - paper
             verdict = "match" if abs(delta) <= CELL else "near" if abs(delta) <= 3 * CELL else "off"
             source = published["sources"][entry["source"]]["title"]
+            if "epochs" in published["schedules"].get(entry["method"], {}):
+                source += "; as long as it was trained here, which the run record says"
             found.append(row(claim, said, mine, delta, CELL, verdict, source))
     return found
 
