@@ -29,10 +29,12 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
             axes.plot([one], [y], color=colour, marker=marker, markerfacecolor="white", linestyle="none")
         axes.errorbar([every], [y], spread, color=colour, marker=marker, linestyle="none", capsize=3,
                       label=label_of(method))  # fmt: skip
-    top = at.groupby("method").top1.mean()
-    if len(top):
-        bottom = max(top.min(), top.max() - DEPTH)
-        axes.set_ylim(bottom - 0.08 * (top.max() - bottom) - 0.1, top.max() + 0.08 * (top.max() - bottom) + 0.1)
+    shown = at.groupby("method").top1.agg(["mean", "std"]).fillna(0)
+    if len(shown):
+        top = (shown["mean"] + shown["std"]).max()
+        bottom = max((shown["mean"] - shown["std"]).min(), shown["mean"].max() - DEPTH)
+        margin = 0.08 * (top - bottom) + 0.1
+        axes.set_ylim(bottom - margin, top + margin)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter("")
