@@ -63,7 +63,16 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     identity = record.fingerprint([run.to_json(), weights_sha256, hashes, record.code_hash(type(method)), device.type])
     checkpoint = Checkpoint(out / f"unfinished-{identity}.safetensors")
     title = f"{run.backbone} {run.method} {run.label}"
-    model, details = method.fit(Task(network, backbone.blocks, images, index, run.seed, device, checkpoint, title))
+    try:
+        model, details = method.fit(Task(network, backbone.blocks, images, index, run.seed, device, checkpoint, title))
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        batch = getattr(method.settings, "batch_size", "")
+        raise InputError(
+            f"{device.type} is out of memory while {run.method} calibrates {run.backbone}. Lower batch_size ({batch}) "
+            f"or calibration_images ({run.calibration_images}), or on a GPU set features_in_main_memory: true."
+        ) from error
     info = {
         "run": asdict(run),
         "protocol": {

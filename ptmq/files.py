@@ -18,18 +18,29 @@ from ptmq.errors import InputError
 
 @contextmanager
 def atomic(path: Path):
-    """A temporary file beside `path`, renamed to it on success: a reader never sees half a file."""
+    """A temporary file beside `path`, renamed to it on success: a reader never sees half a file.
+
+    Raises InputError where it cannot be written: no space, no permission.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    part = Path(name)
+    part = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        part = Path(name)
         yield part
         part.chmod(0o644)
         part.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"file {str(path)!r} cannot be written: {reason}. Make room, or the folder writable, and run again: what "
+            "is finished is kept."
+        ) from error
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

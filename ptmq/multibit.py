@@ -157,4 +157,12 @@ def observe(
     out = torch.cat([module(batch) for batch in x.split(batch_size)])
     for hook in hooks:
         hook.remove()
-    return out, {quantizer: torch.cat(parts) for quantizer, parts in seen.items()}
+    values = {quantizer: torch.cat(parts) for quantizer, parts in seen.items()}
+    for name, quantizer in module.named_modules():
+        if quantizer in values and not values[quantizer].isfinite().all():
+            layer, unit = name.removeprefix("graph.").removesuffix("_quantizer"), getattr(module, "name", "network")
+            raise InputError(
+                f"unit {unit!r}: the activation {layer!r} is NaN or infinite on the calibration images. Check the "
+                "weights and the images."
+            )
+    return out, values

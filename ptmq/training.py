@@ -5,6 +5,7 @@ checkpoint holds all that the next one depends on, so that a run that was interr
 does.
 """
 
+import io
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -108,8 +109,10 @@ class State:
             "curve": self.curve,
             "seconds": self.seconds,
         }
+        buffer = io.BytesIO()  # so that a full disk is an OSError, as everywhere
+        torch.save(content, buffer)
         with atomic(self.path) as part:
-            torch.save(content, part)
+            part.write_bytes(buffer.getbuffer())
 
 
 def train(
