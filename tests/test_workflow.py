@@ -181,7 +181,7 @@ def test_everything_but_the_runs_is_made_again_from_the_records_alone(project, t
     assert "| digits_resnet | nearest_mse | default | not run |" in table
 
 
-@pytest.mark.parametrize("profile", ["cifar10", "cifar10_ablations", "cifar10_tuning"])
+@pytest.mark.parametrize("profile", ["cifar10", "cifar10_ablations", "cifar10_tuning", "imagenet_subset"])
 def test_the_published_tables_are_those_of_the_published_records(profile, tmp_path):
     folder = copy_of_the_project(tmp_path)
     published = ROOT / "results" / profile
