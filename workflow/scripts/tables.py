@@ -116,6 +116,7 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     table["calibrations"] = np.ceil(table.widths / table.serves.astype(int)).astype(int)
     table["seconds_all"] = (table.seconds_each * table.calibrations).round(1)
     table["seconds_each"] = table.seconds_each.round(1)
+    table["switch_ms"] = table.switch_ms.round(1)
     return ordered(table.drop(columns="serves"))
 
 
@@ -183,7 +184,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     write(accuracy(runs), out / "accuracy")
     write(divergence(runs), out / "divergence")
-    write(cost(runs), out / "cost")
+    costs = cost(runs).astype(object)
+    write(costs.where(costs.notna(), ""), out / "cost")
 
 
 if __name__ == "__main__":
