@@ -13,6 +13,7 @@ POWER = 2.4
 SHRINKS = 80  # BRECQ tries the full range and 79 that are 1 % smaller each
 THRESHOLDS = 100  # QDrop tries 1 %, 2 %, ... 100 % of the range
 BINS = 2**14  # a large tensor is searched on its histogram: 64 bins a step even at 8 bits
+CHUNK = 2**22  # values that are sorted into bins at a time
 SMALLEST_STEP = 1e-8
 
 
@@ -92,8 +93,12 @@ def histogram(x: Tensor) -> tuple[Tensor, Tensor]:
     low, high = x.amin(), x.amax()
     # Exact zeros (a ReLU's) carry no error on a grid that holds 0: kept apart, not moved to a bin's centre.
     zeros = (x == 0).sum()
-    bins = ((x - low) * (BINS / (high - low).clamp_min(SMALLEST_STEP))).long().clamp_(0, BINS - 1)
-    count = torch.bincount(bins[x != 0], minlength=BINS).to(x.dtype)
+    scale = BINS / (high - low).clamp_min(SMALLEST_STEP)
+    count = torch.zeros(BINS, dtype=torch.int64, device=x.device)
+    for part in x.split(CHUNK, dim=1):  # a code takes eight bytes: not of all values at once
+        bins = ((part - low) * scale).long().clamp_(0, BINS - 1)
+        count += torch.bincount(bins[part != 0], minlength=BINS)
+    count = count.to(x.dtype)
     width = (high - low) / BINS
     centres = low + width * (torch.arange(BINS, device=x.device) + 0.5)
     middle = torch.where(zeros > 0, 0.0, low)  # 0 only where it occurs, so the range stays the true one
