@@ -22,12 +22,12 @@ from ptmq.fake_quant import levels
 from ptmq.graph import calls, module_of
 from ptmq.methods import register
 from ptmq.trainable import TrainableLayer, TrainableModel
-from ptmq.trained import ALL_WIDTHS, TrainedMethod, highest_first, soft_cross_entropy
+from ptmq.trained import ALL_WIDTHS, TrainedMethod, soft_cross_entropy
 
 
-def straight_through(x: Tensor, rounded: Tensor) -> Tensor:
-    """`rounded`, with the gradient of x."""
-    return x + (rounded - x).detach()
+def rounded(x: Tensor, bits: int) -> Tensor:
+    """x in 0..1 rounded to the nearest of 2^bits levels, with the gradient of x."""
+    return x + (torch.round(x * levels(bits)) / levels(bits) - x).detach()
 
 
 def normalised(weight: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def quantize_weight(weight: Tensor, bits: int) -> Tensor:
     """DoReFa's weight at `bits`, of the weight's shape; at 32 bits the normalised weight itself."""
     x = normalised(weight)
     if bits != FP:
-        x = straight_through(x, torch.round(x * levels(bits)) / levels(bits))
+        x = rounded(x, bits)
     return (2 * x - 1) * scale_of(weight)
 
 
@@ -63,8 +63,7 @@ def quantize_activation(x: Tensor, bits: int) -> Tensor:
     """DoReFa's activation at `bits`: clipped to 0..1 and rounded; at 32 bits a ReLU."""
     if bits == FP:
         return x.relu()
-    x = x.clamp(0, 1)
-    return straight_through(x, torch.round(x * levels(bits)) / levels(bits))
+    return rounded(x.clamp(0, 1), bits)
 
 
 def is_relu(node: fx.Node, graph: fx.GraphModule) -> bool:
@@ -90,7 +89,7 @@ class AnyPrecisionLayer(TrainableLayer):
 
 
 class AnyPrecisionActivation(nn.Module):
-    """DoReFa's activation quantizer; at an edge it only clips."""
+    """DoReFa's activation quantizer; at an edge it passes its input on."""
 
     def __init__(self, at_edge: bool):
         super().__init__()
@@ -160,7 +159,7 @@ class AnyPrecision(TrainedMethod):
     def losses(self, model, x, y, generator) -> Iterable[Tensor]:
         """Labels at the highest width; at every other the output of the next higher one (recursive supervision)."""
         target = None
-        for width in highest_first(self.widths):
+        for width in sorted(self.widths, reverse=True):
             model.set_bits(width.weight, width.activation)
             logits = model(x)
             yield nn.functional.cross_entropy(logits, y) if target is None else soft_cross_entropy(logits, target)

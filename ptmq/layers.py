@@ -5,6 +5,7 @@ Both hold one set of step sizes for every width they can take and work at the wi
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,18 @@ from ptmq.step_size import SEARCHES, SMALLEST_STEP, histogram
 def _require(bits: int, known: Sequence[int], what: str) -> None:
     if bits != FP and bits not in known:
         raise ValueError(f"{what} has no {bits}-bit step size. Calibrated widths: {', '.join(map(str, known))}.")
+
+
+def convolution_of(layer: nn.Conv2d | nn.Linear) -> dict[str, Any] | None:
+    """How a convolution moves over its input; None of a linear layer."""
+    if isinstance(layer, nn.Conv2d):
+        return {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
+    return None
+
+
+def run_layer(x: Tensor, weight: Tensor, bias: Tensor | None, conv: dict[str, Any] | None) -> Tensor:
+    """A convolution, or without `conv` a linear layer, with this weight."""
+    return F.linear(x, weight, bias) if conv is None else F.conv2d(x, weight, bias, **conv)
 
 
 class QuantizedLayer(nn.Module):
@@ -43,18 +56,13 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("step", torch.ones(len(self.widths), len(self.weight)))
         self.register_buffer("zero_point", torch.zeros(len(self.widths), len(self.weight)))
         self.register_buffer("rounding", torch.zeros(1, *self.weight.shape, dtype=torch.int8))
-        self.conv = None
-        if isinstance(layer, nn.Conv2d):
-            self.conv = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
+        self.conv = convolution_of(layer)
         self.bits = FP
         self.relaxation: Relaxation | None = None  # set while the rounding is being learned
         self._weights: dict[int, Tensor] = {}  # the weight at each width used so far
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight_at(self.bits)
-        if self.conv is None:
-            return F.linear(x, weight, self.bias)
-        return F.conv2d(x, weight, self.bias, **self.conv)
+        return run_layer(x, self.weight_at(self.bits), self.bias, self.conv)
 
     def set_bits(self, bits: int) -> None:
         """Select a width; FP for the floating-point weight. Nothing is recomputed."""

@@ -115,7 +115,7 @@ class Reconstruction(Phase, Method):
         return count_steps(model, self.phases())
 
     def calibrate(self, model, images, seed, checkpoint, progress):
-        model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
+        super().calibrate(model, images, seed, checkpoint, progress)
         images = images.cpu() if self.settings.features_in_main_memory else images
         return reconstruct(model, images, self.phases(), seed, checkpoint, progress)
 

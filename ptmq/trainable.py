@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ptmq.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.errors import InputError
 from ptmq.graph import NORMS, assign_units, calls, quantize_graph, trace
-from ptmq.layers import ActivationQuantizer
+from ptmq.layers import ActivationQuantizer, convolution_of, run_layer
 from ptmq.multibit import Switchable, known_width
 
 
@@ -25,9 +25,7 @@ class TrainableLayer(nn.Module):
     def __init__(self, layer: nn.Conv2d | nn.Linear):
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        self.conv = None
-        if isinstance(layer, nn.Conv2d):
-            self.conv = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
+        self.conv = convolution_of(layer)
         self.bits = FP
 
     def quantized(self, bits: int) -> Tensor:
@@ -36,9 +34,7 @@ class TrainableLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.bits == FP else self.quantized(self.bits)
-        if self.conv is None:
-            return F.linear(x, weight, self.bias)
-        return F.conv2d(x, weight, self.bias, **self.conv)
+        return run_layer(x, weight, self.bias, self.conv)
 
     def set_bits(self, bits: int) -> None:
         """Select the weight's width."""

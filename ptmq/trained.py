@@ -4,7 +4,7 @@ They are not post-training quantization. The suite has them because PTMQ is argu
 image with its label many times over.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -97,8 +97,3 @@ class TrainedMethod(Method):
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy against probabilities, mean over the batch; both (batch, classes)."""
     return -(target * logits.log_softmax(1)).sum(1).mean()
-
-
-def highest_first(widths: Sequence) -> Sequence:
-    """Widths from the highest to the lowest."""
-    return sorted(widths, reverse=True)
