@@ -106,8 +106,11 @@ def torch_device(name: str, threads: int):
     """Set the thread count and return the torch device. Raises InputError where CUDA is asked for in vain."""
     import torch
 
+    from ptmq.allocator import keep_freed_memory
+
     require(threads >= 1, "--threads", "at least 1", threads)
     torch.set_num_threads(threads)
+    keep_freed_memory()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):

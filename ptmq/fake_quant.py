@@ -6,8 +6,14 @@ and read back as                 (q - zero_point) * step.
 LSQ: https://arxiv.org/abs/1902.08153. QDrop's element-wise dropping: https://arxiv.org/abs/2203.05740.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
 import torch
 from torch import Tensor
+
+from ptmq.blocked import dense, flat, laid_out_as, parts
 
 
 def levels(bits: int) -> int:
@@ -28,56 +34,119 @@ def dequantize(codes: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
     return (codes - zero_point) * step
 
 
-def keep_mask(like: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Element-wise Bernoulli mask of 0. and 1. with the shape, memory layout and device of `like`.
+@dataclass(frozen=True)
+class KeepMask:
+    """Which elements of a tensor stay quantized: those whose byte is below `threshold` (QDrop).
+
+    bytes: uint8, one an element, (count,), in the order in which the elements lie in memory.
+    """
+
+    bytes: Tensor
+    threshold: int
+
+    def like(self, x: Tensor) -> Tensor:
+        """1. where an element stays quantized and 0. where not, with the shape and layout of the dense tensor `x`."""
+        return _kept(self.bytes, self.threshold, x.dtype).as_strided(x.shape, x.stride())
+
+
+def _kept(random: Tensor, threshold: int, dtype: torch.dtype) -> Tensor:
+    return random.to(dtype).lt_(threshold)
+
+
+def draw_mask(count: int, probability: float, generator: torch.Generator) -> KeepMask:
+    """A mask of `count` elements on the generator's device, each kept with `probability`.
 
     One random byte decides one element, so `probability` has a resolution of 1/256. Drawing eight bytes
     at a time is many times faster on a CPU than one Bernoulli draw an element.
     """
-    count = like.numel()
-    words = torch.empty((count + 7) // 8, dtype=torch.int64, device=like.device)
+    words = torch.empty((count + 7) // 8, dtype=torch.int64, device=generator.device)
     words.random_(-(2**63), None, generator=generator)
-    mask = words.view(torch.uint8)[:count].to(like.dtype).lt_(round(probability * 256))
-    # the layout of `like` without its holes, if it is a part of a larger tensor
-    return mask.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
+    return KeepMask(words.view(torch.uint8)[:count], round(probability * 256))
+
+
+def keep_mask(like: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Element-wise Bernoulli mask of 0. and 1. with the shape and memory layout of `like`, see `draw_mask`."""
+    return draw_mask(like.numel(), probability, generator).like(torch.empty_like(like, device="meta"))
+
+
+def _quantized(x: Tensor, step: Tensor, low: int, high: int, random: Tensor | None, threshold: int) -> Tensor:
+    """The elements x on the grid, but where their random byte is not below the threshold."""
+    out = (x / step).round_().clamp_(low, high).mul_(step)
+    return out if random is None else torch.lerp(x, out, _kept(random, threshold, x.dtype))  # exact at 0 and 1
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, out: Tensor, step: Tensor, low: int, high: int, random: Tensor | None, threshold: int
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the elements x, and that of the step size times the step size."""
+    # The gradient passes where the code did not saturate: low - 1/2 < x / step < high + 1/2.
+    grad_x = torch.ops.aten.hardtanh_backward(grad, x / step, low - 0.5, high + 0.5)
+    if random is not None:
+        grad_x = torch.lerp(grad, grad_x, _kept(random, threshold, x.dtype))
+    # LSQ: d out / d step is (code - x/step) inside the range and the clipped code outside; both are
+    # (out - inside * x) / step, and a dropped element, where out = x, adds nothing.
+    return grad_x, torch.dot(grad, out) - torch.dot(grad_x, x)
+
+
+@cache
+def _compiled(kernel: Callable) -> Callable:
+    """The kernel as one loop over all elements."""
+    return torch.compile(kernel, dynamic=True)
 
 
 class _FakeQuantizeActivation(torch.autograd.Function):
-    """Forward and analytic backward of `fake_quantize_activation`; few passes over memory."""
+    """Forward and analytic backward of `fake_quantize_activation`, each one pass over main memory."""
 
     @staticmethod
-    def forward(ctx, x, step, zero_point, bits, keep, grad_scale):
-        low, high = -zero_point, levels(bits) - zero_point
-        out = (x / step).round_().clamp_(low, high).mul_(step)
-        if keep is not None:
-            out = torch.lerp(x, out, keep)  # exact at 0 and 1
-        ctx.save_for_backward(x, step, out, keep)
-        ctx.range, ctx.grad_scale = (low, high), grad_scale
+    def forward(ctx, x, step, zero_point, bits, keep, grad_scale, compiled):
+        x = dense(x)
+        ctx.options = -zero_point, levels(bits) - zero_point, *((keep.bytes, keep.threshold) if keep else (None, 0))
+        ctx.compiled, ctx.grad_scale = compiled, grad_scale
+        if compiled:
+            out = _compiled(_quantized)(flat(x), step, *ctx.options).as_strided(x.shape, x.stride())
+        else:
+            out = torch.empty_like(x)
+            for where in parts(x):
+                flat(out)[where] = _quantized(flat(x)[where], step, *_part(ctx.options, where))
+        ctx.save_for_backward(x, step, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        x, step, out, keep = ctx.saved_tensors
-        low, high = ctx.range
-        # The gradient passes where the code did not saturate: low - 1/2 < x / step < high + 1/2.
-        grad_x = torch.ops.aten.hardtanh_backward(grad, x / step, low - 0.5, high + 0.5)
-        if keep is not None:
-            grad_x = torch.lerp(grad, grad_x, keep)
-        # LSQ: d out / d step is (code - x/step) inside the range and the clipped code outside; both are
-        # (out - inside * x) / step, and a dropped element, where out = x, adds nothing.
-        grad_step = ((grad * out).sum() - (grad_x * x).sum()) / step * ctx.grad_scale
-        return grad_x, grad_step.reshape(step.shape), None, None, None, None
+        x, step, out = ctx.saved_tensors
+        operands = [flat(tensor) for tensor in (laid_out_as(grad, x), x, out)]
+        if ctx.compiled:
+            grad_x, grad_step = _compiled(_gradients)(*operands, step, *ctx.options)
+        else:
+            grad_x, grad_step = torch.empty_like(operands[0]), torch.zeros_like(step)
+            for where in parts(x):
+                grad_x[where], more = _gradients(*(o[where] for o in operands), step, *_part(ctx.options, where))
+                grad_step += more
+        grad_step = grad_step / step * ctx.grad_scale
+        return grad_x.as_strided(x.shape, x.stride()), grad_step.reshape(step.shape), *[None] * 5
+
+
+def _part(options: tuple, where: slice) -> tuple:
+    """What a kernel is told of a part of the elements."""
+    low, high, random, threshold = options
+    return low, high, None if random is None else random[where], threshold
 
 
 def fake_quantize_activation(
-    x: Tensor, step: Tensor, zero_point: int, bits: int, keep: Tensor | None = None, grad_scale: float | None = None
+    x: Tensor,
+    step: Tensor,
+    zero_point: int,
+    bits: int,
+    keep: KeepMask | None = None,
+    grad_scale: float | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """Fake-quantize an activation per tensor, straight through, with the LSQ gradient of the step size.
 
-    x: any shape · step: one element · zero_point: a code, 0 .. 2^bits - 1 · keep: None, or a mask of x's shape
-    that holds 1. where the element is quantized and 0. where it stays as it is (QDrop) · grad_scale: the factor
-    on the step's gradient, by default LSQ's 1 / sqrt(numel * (2^bits - 1)). Returns a tensor of x's shape.
+    x: any shape · step: one element, (1,) · zero_point: a code, 0 .. 2^bits - 1 · keep: which elements are quantized
+    while the others stay as they are (QDrop); None for all · grad_scale: the factor on the step's gradient, by default
+    LSQ's 1 / sqrt(numel * (2^bits - 1)) · compiled: by torch.compile. Returns a tensor of x's shape.
     """
     if grad_scale is None:
         grad_scale = (x.numel() * levels(bits)) ** -0.5
-    return _FakeQuantizeActivation.apply(x, step, zero_point, bits, keep, grad_scale)
+    return _FakeQuantizeActivation.apply(x, step, zero_point, bits, keep, grad_scale, compiled)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmq.bits import FP
-from ptmq.fake_quant import dequantize, fake_quantize_activation, keep_mask, levels
+from ptmq.fake_quant import dequantize, draw_mask, fake_quantize_activation, levels
 from ptmq.rounding import Relaxation
 from ptmq.step_size import SEARCHES, SMALLEST_STEP, histogram
 
@@ -142,10 +142,14 @@ class QuantizedLayer(nn.Module):
 
 @dataclass(frozen=True)
 class Drop:
-    """QDrop: while learning, an element stays quantized with probability `keep`, anew at every call."""
+    """QDrop: while learning, an element stays quantized with probability `keep`, anew at every call.
+
+    compiled: by torch.compile.
+    """
 
     keep: float
     generator: torch.Generator
+    compiled: bool = False
 
 
 class ActivationQuantizer(nn.Module):
@@ -169,10 +173,15 @@ class ActivationQuantizer(nn.Module):
         if self.bits == FP:
             return x
         x = x.to(self.step[str(self.bits)].dtype)  # under autocast layers put out bfloat16, too coarse for 8 bits
-        keep = None
-        if self.drop is not None and self.drop.keep < 1:
-            keep = keep_mask(x, self.drop.keep, self.drop.generator)
-        return fake_quantize_activation(x, self.step[str(self.bits)], self._zero_at(self.bits), self.bits, keep)
+        keep, drop = None, self.drop
+        if drop is not None and drop.keep < 1:
+            keep = draw_mask(x.numel(), drop.keep, drop.generator)
+        step, zero_point, compiled = (
+            self.step[str(self.bits)],
+            self._zero_at(self.bits),
+            drop is not None and drop.compiled,
+        )
+        return fake_quantize_activation(x, step, zero_point, self.bits, keep, compiled=compiled)
 
     def set_bits(self, bits: int) -> None:
         """Select a width; FP passes the activation through."""

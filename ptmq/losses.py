@@ -6,8 +6,10 @@ first: l, m and h in the paper.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from ptmq.blocked import dense, flat, laid_out_as, parts
 from ptmq.mixer import LAMBDAS, weighted
 
 
@@ -16,15 +18,42 @@ def channel_axis(x: Tensor) -> int:
     return 1 if x.dim() == 4 else -1
 
 
+class _SquaredError(torch.autograd.Function):
+    """Sum of (x - target)^2 in one pass over main memory, and its gradients."""
+
+    @staticmethod
+    def forward(ctx, x, target):
+        x = dense(x)
+        target = laid_out_as(target, x)
+        ctx.save_for_backward(x, target)
+        a, b, total = flat(x), flat(target), x.new_zeros(())
+        for where in parts(x):
+            difference = a[where] - b[where]
+            total += torch.dot(difference, difference)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, target = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        a, b, out = flat(x), flat(target), flat(grad_x)
+        for where in parts(x):
+            torch.sub(a[where], b[where], out=out[where]).mul_(2 * grad)
+        return grad_x, -grad_x if ctx.needs_input_grad[1] else None
+
+
 def distance(x: Tensor, target: Tensor, power: float = 2.0, importance: Tensor | None = None) -> Tensor:
     """|x - target|^power summed over channels and averaged over the rest (BRECQ). A scalar.
 
     `importance`, of x's shape, weighs every element: BRECQ's Fisher diagonal is the squared gradient.
     """
-    error = (x - target).square() if power == 2 else (x - target).abs().pow(power)
+    positions = x.numel() / x.shape[channel_axis(x)]
+    if power == 2 and importance is None:
+        return _SquaredError.apply(x, target) / positions
+    error = (x - target).abs().pow(power)
     if importance is not None:
         error = error * importance
-    return error.sum() / (error.numel() / error.shape[channel_axis(error)])
+    return error.sum() / positions
 
 
 def gd_figure1(

@@ -93,7 +93,7 @@ class Learner:
         for layer in unit.layers:
             layer.relaxation = phase.relax(layer)
         for quantizer in unit.quantizers:
-            quantizer.drop = Drop(self.settings.keep, random.device)
+            quantizer.drop = Drop(self.settings.keep, random.device, self.settings.compile)
         self.relaxed = [layer for layer in unit.layers if layer.relaxation is not None]
         roundings = [p for layer in self.relaxed for p in layer.relaxation.parameters()]
         steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]

@@ -1,25 +1,29 @@
 """Fake quantization: QDrop's LSQ numbers, a plain autograd reference, and the drop mask."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import vectors
 
-from ptmq.fake_quant import dequantize, fake_quantize_activation, keep_mask, levels, quantize
+from ptmq import blocked
+from ptmq.fake_quant import KeepMask, dequantize, draw_mask, fake_quantize_activation, keep_mask, levels, quantize
 
 V = vectors("lsq")
+needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
 
 def close(a, b, **tolerance):
     torch.testing.assert_close(a, torch.as_tensor(b), **({"atol": 1e-6, "rtol": 1e-5} | tolerance))
 
 
-def plain(x, step, zero_point, bits, keep, grad_scale):
+def plain(x, step, zero_point, bits, keep, grad_scale, compiled):
     """The same function as a chain of ordinary operations with straight-through rounding."""
     scaled_step = (step - step * grad_scale).detach() + step * grad_scale
     ratio = x / scaled_step
     codes = torch.clamp((ratio.round() - ratio).detach() + ratio + zero_point, 0, levels(bits))
     out = (codes - zero_point) * scaled_step
-    return out if keep is None else torch.where(keep > 0, out, x)
+    return out if keep is None else torch.where(keep.like(x) > 0, out, x)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,7 @@ def test_drop_matches_qdrop():
     case = V["drop"]
     x = torch.tensor(V["inputs"]["act_relu"], requires_grad=True)
     step = torch.tensor([case["scale"]], requires_grad=True)
-    keep = (torch.tensor(case["u"]) < 0.5).float()
+    keep = KeepMask((torch.tensor(case["u"]) >= 0.5).flatten().to(torch.uint8), 1)
     out = fake_quantize_activation(x, step, 0, case["bit"], keep)
     out.backward(torch.tensor(case["upstream_grad"]))
     close(out.detach(), case["y"])
@@ -54,17 +58,19 @@ def test_drop_matches_qdrop():
 @pytest.mark.parametrize("bits", [2, 3, 8])
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_the_analytic_backward_equals_autograd(bits, dropped, channels_last):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_the_analytic_backward_equals_autograd(bits, dropped, channels_last, compiled, monkeypatch):
+    monkeypatch.setattr(blocked, "PART", 64)  # of 240 elements
     generator = torch.Generator().manual_seed(bits)
     x = torch.randn(5, 3, 4, 4, generator=generator)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     grad = torch.randn(5, 3, 4, 4, generator=generator)
-    keep = keep_mask(x, 0.5, generator) if dropped else None
+    keep = draw_mask(x.numel(), 0.5, generator) if dropped else None
     results = []
     for function in (fake_quantize_activation, plain):
         a, step = x.clone().requires_grad_(), torch.tensor([3.0 / 2**bits], requires_grad=True)
-        out = function(a, step, 2 ** (bits - 1), bits, keep, 0.1)
+        out = function(a, step, 2 ** (bits - 1), bits, keep, 0.1, compiled)
         out.backward(grad)
         results.append((out.detach(), a.grad, step.grad))
     for ours, reference in zip(*results, strict=True):
