@@ -58,8 +58,9 @@ def parser() -> argparse.ArgumentParser:
     add(sub, "model", "weights", "average-bits", "kib", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     add(command("check", check, "check a profile and every method's settings"), "profile", "json")
     command("methods", methods, "list the methods and their settings")
-    bench = command("bench", benchmark, "time a PTMQ step against the FP passes that it contains")
-    add(bench, "backbone", "steps", "threads", "device")
+    sub = command("bench", benchmark, "time learning steps against the FP passes that they contain")
+    add(sub, "case", "steps", "threads", "device")
+    sub.add_argument("--out", type=Path, help="where the record goes; else it is printed alone")
     return root
 
 
@@ -96,6 +97,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "offline": {"action": "store_true", "help": "never download"},
     "device": {"default": "auto", "help": "cpu, cuda, or auto: cuda where there is one"},
     "threads": {"type": int, "default": 1, "help": "CPU threads"},
+    "case": {"default": "resnet20-stage1", "help": "a block, such as resnet20-stage1; depth, switching or processes"},
     "steps": {"type": int, "default": 30, "help": "timed repetitions"},
     "out": {"type": Path, "required": True, "help": "where the result goes"},
 }
@@ -344,10 +346,12 @@ def methods(args: argparse.Namespace) -> None:
 
 
 def benchmark(args: argparse.Namespace) -> None:
-    """Time one PTMQ step."""
-    from ptmq.bench import step_times
+    """Measure one case; write its record."""
+    from ptmq.bench import lines, measure
+    from ptmq.files import write_json
 
     require(args.steps >= 1, "--steps", "at least 1", args.steps)
-    device = torch_device(args.device, args.threads)
-    for line in step_times(args.backbone or "resnet20", args.steps, device):
-        print(line, flush=True)
+    result = measure(args.case, args.steps, torch_device(args.device, args.threads))
+    if args.out:
+        write_json(args.out, result)
+    print("\n".join(lines(result)))

@@ -84,6 +84,10 @@ class QuantizedLayer(nn.Module):
         """The weights that are kept ready."""
         return self._weights.values()
 
+    def forget(self) -> None:
+        """Drop the weights that are kept ready."""
+        self._weights.clear()
+
     def codes(self, bits: int) -> Tensor:
         """Integer codes 0 .. 2^bits - 1 of the weight, uint8, of the weight's shape."""
         index = self.widths.index(bits)

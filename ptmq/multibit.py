@@ -132,6 +132,11 @@ class MultiBitModel(Switchable):
                 layer.weight_at(bits)
         return self
 
+    def forget(self) -> None:
+        """Give the memory of prepared weights back; they are computed anew at the next use."""
+        for layer in self.layers:
+            layer.forget()
+
     @torch.no_grad()
     def search_steps(self, images: Tensor, search: str, batch_size: int = 64) -> None:
         """Find all step sizes by `search` and round weights to nearest.

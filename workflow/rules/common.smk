@@ -79,7 +79,8 @@ wildcard_constraints:
 
 
 # `--cores 8` starts at most as many heavy jobs as the machine has cores, and one at a time on a GPU.
-workflow.global_resources["cpu"] = max(os.cpu_count(), THREADS)
+ALL_CPUS = max(os.cpu_count(), THREADS)
+workflow.global_resources["cpu"] = ALL_CPUS
 workflow.global_resources["gpu"] = 1
 
 
@@ -112,7 +113,7 @@ def outputs(folder, name):
     )
 
 
-NETWORK_CODE = code("bits", "fake_quant", "graph", "layers", "multibit", "rounding", "step_size", "weights")
+NETWORK_CODE = code("bits", "blocked", "fake_quant", "graph", "layers", "multibit", "rounding", "step_size", "weights")
 DATA_CODE = code("datasets", "imagenet")
 ENGINE_CODE = NETWORK_CODE + DATA_CODE
 ENGINE_CODE += code(

@@ -1,0 +1,56 @@
+# How fast the suite is, measured on this machine: snakemake bench. Nothing else runs beside a case.
+
+BENCH = "results/bench"
+BENCH_THREADS = sorted({1, min(2, os.cpu_count())})
+BENCH_BLOCKS = [
+    "resnet20-stage1",
+    "resnet20-stage2",
+    "resnet20-stage3",
+    "resnet18-stage1",
+    "resnet18-stage4",
+    "mobilenet-inverted-residual",
+    "deit-tiny-block",
+]
+BENCH_OUTPUTS = expand(
+    f"{BENCH}/tables/{{table}}.{{ext}}",
+    table=["steps", "operators", "depth", "switching", "processes"],
+    ext=["csv", "html", "md", "tex"],
+) + expand(f"{BENCH}/figures/bench.{{ext}}", ext=["pdf", "svg", "png"])
+
+
+rule bench_case:
+    input:
+        code=ENGINE_CODE + code("bench", "allocator", "ptmq"),
+    output:
+        f"{BENCH}/records/{{threads}}/{{case}}.json",
+    log:
+        f"{BENCH}/logs/{{threads}}/{{case}}.log",
+    conda:
+        "../../environment.yml"
+    threads: lambda wildcards: int(wildcards.threads)
+    resources:
+        cpu=ALL_CPUS,
+        gpu=on_gpu(),
+    params:
+        device=DEVICE,
+    shell:
+        "python -m ptmq bench --case {wildcards.case} --device {params.device} --threads {wildcards.threads}"
+        " --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+
+
+rule bench:
+    input:
+        blocks=expand(rules.bench_case.output[0], case=BENCH_BLOCKS, threads=BENCH_THREADS),
+        others=expand(rules.bench_case.output[0], case=["depth", "switching", "processes"], threads=1),
+        code=scripts("bench", "style", "tables"),
+    output:
+        report(BENCH_OUTPUTS, category="Speed", caption="../captions/bench.rst"),
+    log:
+        f"{BENCH}/logs/bench.log",
+    conda:
+        "../../environment.yml"
+    params:
+        root=BENCH,
+    shell:
+        "python workflow/scripts/bench.py --out {params.root} --records {input.blocks} {input.others}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
