@@ -5,7 +5,7 @@ CORES ?= 8
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup reproduce test lint clean
+.PHONY: setup reproduce test crash slurm lint clean
 
 reproduce: $(READY)
 	$(BIN)/snakemake --cores $(CORES) all
@@ -14,6 +14,13 @@ reproduce: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest
+
+crash: $(READY)
+	$(BIN)/pytest tests/test_crash.py --kills 20
+
+slurm: $(READY)
+	$(BIN)/python -m pip install --quiet 'snakemake-executor-plugin-slurm>=2'
+	$(BIN)/pytest tests/test_slurm.py --slurm
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -29,6 +29,23 @@ include: "workflow/rules/verdict.smk"
 include: "workflow/rules/mlflow.smk"
 
 
+# On a cluster these run where snakemake does: what needs the internet, and what takes seconds.
+localrules:
+    all,
+    data,
+    weights,
+    profile,
+    collect,
+    tables,
+    accuracy,
+    cost,
+    blocks,
+    figures,
+    frontier,
+    verdict,
+    mlflow,
+
+
 rule all:
     default_target: True
     input:

@@ -218,10 +218,11 @@ def train(args: argparse.Namespace) -> None:
             network, images, settings, args.seed, device,
             lambda epoch, loss: bar.advance(f"epoch {epoch}", 1, loss), checkpoint=unfinished,
         )  # fmt: skip
-    info["seconds"] = state.seconds
+    # no time of day and no duration in the file: the same training gives the same bytes
     save_tensors(args.out, {key: value.cpu() for key, value in network.state_dict().items()}, info)
     for path in args.out.parent.glob(f"{args.out.stem}.unfinished-*"):  # this one, and those of settings given up
         path.unlink()
+    print(f"{settings.epochs} epochs in {state.seconds:.0f} s")
 
 
 def run_of(args: argparse.Namespace):

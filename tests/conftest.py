@@ -22,6 +22,17 @@ GROUPS = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
 PROJECT = ("Snakefile", "workflow", "ptmq", "baselines", "pyproject.toml", "environment.yml")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=1, help="how often a crash test kills each of its runs")
+
+    parser.addoption("--slurm", action="store_true", help="run the workflow on a Slurm of this machine")
+
+
+@pytest.fixture(scope="session")
+def kills(request) -> int:
+    return request.config.getoption("--kills")
+
+
 def vectors(name: str) -> dict:
     """Inputs and outputs of a reference implementation; each file names its source."""
     return json.loads((ROOT / "tests" / "vectors" / f"{name}.json").read_text())

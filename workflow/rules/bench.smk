@@ -11,6 +11,7 @@ BENCH_BLOCKS = [
     "mobilenet-inverted-residual",
     "deit-tiny-block",
 ]
+BENCH_RECORD = f"{BENCH}/records/{{threads}}/{{case}}.json"
 BENCH_OUTPUTS = expand(
     f"{BENCH}/tables/{{table}}.{{ext}}",
     table=["steps", "operators", "depth", "switching", "processes"],
@@ -22,7 +23,7 @@ rule bench_case:
     input:
         code=ENGINE_CODE + code("bench", "allocator", "ptmq"),
     output:
-        f"{BENCH}/records/{{threads}}/{{case}}.json",
+        BENCH_RECORD,
     log:
         f"{BENCH}/logs/{{threads}}/{{case}}.log",
     conda:
@@ -40,8 +41,8 @@ rule bench_case:
 
 rule bench:
     input:
-        blocks=expand(rules.bench_case.output[0], case=BENCH_BLOCKS, threads=BENCH_THREADS),
-        others=expand(rules.bench_case.output[0], case=["depth", "switching", "processes"], threads=1),
+        blocks=expand(BENCH_RECORD, case=BENCH_BLOCKS, threads=BENCH_THREADS),
+        others=expand(BENCH_RECORD, case=["depth", "switching", "processes"], threads=1),
         code=scripts("bench", "style", "tables"),
     output:
         report(BENCH_OUTPUTS, category="Speed", caption="../captions/bench.rst"),

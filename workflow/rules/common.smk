@@ -78,10 +78,11 @@ wildcard_constraints:
     seed="[0-9]+",
 
 
-# `--cores 8` starts at most as many heavy jobs as the machine has cores, and one at a time on a GPU.
+# `--cores 8` starts at most as many heavy jobs as the machine has cores, and one at a time on a GPU;
+# profiles for clusters give other limits.
 ALL_CPUS = max(os.cpu_count(), THREADS)
-workflow.global_resources["cpu"] = ALL_CPUS
-workflow.global_resources["gpu"] = 1
+workflow.global_resources.setdefault("cpu", ALL_CPUS)
+workflow.global_resources.setdefault("gpu", 1)
 
 
 def files(folder, names):
