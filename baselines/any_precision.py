@@ -24,6 +24,8 @@ from ptmq.methods import register
 from ptmq.trainable import TrainableLayer, TrainableModel
 from ptmq.trained import ALL_WIDTHS, TrainedMethod, soft_cross_entropy
 
+SMALLEST = torch.finfo(torch.float32).eps
+
 
 def rounded(x: Tensor, bits: int) -> Tensor:
     """x in 0..1 rounded to the nearest of 2^bits levels, with the gradient of x."""
@@ -59,11 +61,25 @@ def quantize_weight(weight: Tensor, bits: int) -> Tensor:
     return (2 * x - 1) * scale_of(weight)
 
 
+class _Activation(torch.autograd.Function):
+    """Clipped to 0..1 and rounded, with the gradient of the clipping; few passes over memory."""
+
+    @staticmethod
+    def forward(ctx, x, bits):
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1).mul_(levels(bits)).round_().div_(levels(bits))
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors  # the bounds belong to the range, and this operation excludes its own
+        return torch.ops.aten.hardtanh_backward(grad, x, -SMALLEST, 1 + SMALLEST), None
+
+
 def quantize_activation(x: Tensor, bits: int) -> Tensor:
     """DoReFa's activation at `bits`: clipped to 0..1 and rounded; at 32 bits a ReLU."""
     if bits == FP:
         return x.relu()
-    return rounded(x.clamp(0, 1), bits)
+    return _Activation.apply(x, bits)
 
 
 def is_relu(node: fx.Node, graph: fx.GraphModule) -> bool:

@@ -38,6 +38,7 @@ BLOCKS = {  # a block of each kind: backbone and unit
     "deit-tiny-block": ("deit_tiny_patch16_224", "blocks.0"),
 }
 IMAGES = 64  # from which a step draws its batch
+FEWEST, BUDGET = 5, 30
 PROFILED = 3  # steps
 DEPTHS, DEPTH_STEPS, DEPTH_IMAGES = (20, 32, 44, 56), 10, 128
 SWITCHES = 200
@@ -111,9 +112,12 @@ class Steps:
 
 
 def interleaved(functions: list[Callable[[], None]], repeats: int, device: torch.device) -> list[list[float]]:
-    """Seconds of each function, `repeats` of each, run in turn."""
+    """Seconds of each function, run in turn: `repeats` of each, or at least FEWEST in BUDGET seconds."""
     times: list[list[float]] = [[] for _ in functions]
+    begin = time.perf_counter()
     for repeat in range(repeats + 3):
+        if repeat >= 3 + FEWEST and time.perf_counter() - begin > BUDGET:
+            break
         for function, taken in zip(functions, times, strict=True):
             start = time.perf_counter()
             function()
@@ -163,12 +167,13 @@ def block(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
 
 
 def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of a whole calibration against the depth of a CIFAR ResNet, in turn, the least of `repeats`."""
+    """Seconds of a whole calibration against the depth of a CIFAR ResNet, in turn, the least of a few."""
     method = create("ptmq", {"steps": DEPTH_STEPS}, GROUPS.widths, GROUPS)
     blocks = get_backbone("resnet20").blocks
+    rounds = max(1, repeats // 15)
     images = random_images("cifar10", DEPTH_IMAGES).to(device)
     seconds = dict.fromkeys(DEPTHS, float("inf"))
-    for _ in range(max(1, repeats // 10)):
+    for _ in range(rounds):
         for layers in DEPTHS:
             network = random_network(lambda layers=layers: CifarResNet(layers))
             model = MultiBitModel(network, blocks, GROUPS.widths).to(device)
@@ -227,7 +232,7 @@ def processes(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     layouts, rates = {"1x2": (1, 2), "2x1": (2, 1)}, {}
     for kind in ("resnet20-stage1", "resnet20-stage3", "mobilenet-inverted-residual", "deit-tiny-block"):
         taken: dict[str, list[float]] = {name: [] for name in layouts}
-        for _ in range(max(1, repeats // 10)):
+        for _ in range(max(1, repeats // 30)):
             for name, (count, threads) in layouts.items():
                 with ProcessPoolExecutor(count, get_context("spawn")) as pool:
                     until = time.time() + 20  # the processes import torch and prepare until then

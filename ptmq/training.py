@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ptmq.backbones import Training
 from ptmq.datasets import Images
 from ptmq.errors import InputError, require
+from ptmq.features import memory_format
 from ptmq.files import atomic
 
 # (network, images, labels, generator) -> losses, each propagated back when it is made, before the next
@@ -149,6 +150,7 @@ def train(
                 x = shifted(x, training.shift, state.generator)
                 if training.flip:
                     x = flipped(x, state.generator)
+                x = x.contiguous(memory_format=memory_format(x))
                 total += _update(network, state, losses, x.to(device), y.to(device), training.amp)
         state.curve.append(float(total) / per_epoch)
         if not math.isfinite(state.curve[-1]):
