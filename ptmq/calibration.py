@@ -95,4 +95,4 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     }
     save_model(out, model.cpu(), run.backbone, method, info)
     for unfinished in out.glob("unfinished-*"):  # this run's, and those of settings given up
-        unfinished.unlink()
+        unfinished.unlink(missing_ok=True)  # where another process of the same run was at it, too

@@ -221,7 +221,7 @@ def train(args: argparse.Namespace) -> None:
     # no time of day and no duration in the file: the same training gives the same bytes
     save_tensors(args.out, {key: value.cpu() for key, value in network.state_dict().items()}, info)
     for path in args.out.parent.glob(f"{args.out.stem}.unfinished-*"):  # this one, and those of settings given up
-        path.unlink()
+        path.unlink(missing_ok=True)
     print(f"{settings.epochs} epochs in {state.seconds:.0f} s")
 
 

@@ -1,9 +1,11 @@
 """Training, calibration and evaluation as stages: determinism, and that a record says what was measured."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from conftest import ROOT
 
 from ptmq import training
 from ptmq.backbones import Training
@@ -113,8 +115,6 @@ def test_weights_of_another_backbone_are_said(weights, tmp_path, capsys):
 
 
 def test_a_person_can_calibrate_by_hand(weights, tmp_path, capsys):
-    from conftest import ROOT
-
     out = tmp_path / "model"
     assert main(["quantize", "--profile", str(ROOT / "workflow/config/digits.yaml"), "--backbone", "digits_resnet",
                  "--method", "ptmq", "--set", "steps=2", "--set", "mfm=1", "--weights", str(weights), "--out", str(out)]) == 0  # fmt: skip
@@ -123,10 +123,29 @@ def test_a_person_can_calibrate_by_hand(weights, tmp_path, capsys):
     assert json.loads((tmp_path / "r.json").read_text())["protocol"]["mfm"] == "1"
 
 
-def test_the_benchmark_gives_a_ratio_for_every_block(capsys):
-    assert main(["bench", "--backbone", "digits_resnet", "--steps", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + 6 and all(float(line.split()[-1]) > 0 for line in lines[2:])
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_the_benchmark_compares_steps_with_plain_passes(tmp_path, capsys):
+    out = tmp_path / "record.json"
+    assert main(["bench", "--case", "resnet20-stage3", "--steps", "2", "--out", str(out)]) == 0
+    measured = json.loads(out.read_text())
+    assert set(measured["ratio"]) == {"qdrop", "ptmq", "qdrop_compiled", "ptmq_compiled"}
+    assert all(ratio > 0 for ratio in measured["ratio"].values())
+    assert sum(measured["operators"].values()) == pytest.approx(1)
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_a_switch_is_measured_with_and_without_preparation(tmp_path):
+    out = tmp_path / "record.json"
+    assert main(["bench", "--case", "switching", "--out", str(out)]) == 0
+    measured = json.loads(out.read_text())
+    assert 0 < measured["prepared_ms"] < measured["unprepared_ms"] and measured["prepared_mib"] > measured["fp_mib"]
+
+
+def test_every_block_kind_of_the_benchmark_has_its_jobs():
+    from ptmq.bench import BLOCKS
+
+    rules = (ROOT / "workflow/rules/bench.smk").read_text()
+    assert all(f'"{case}",' in rules for case in BLOCKS)
 
 
 def test_tensors_round_trip_with_their_info(tmp_path):

@@ -131,6 +131,24 @@ def test_a_failing_method_leaves_the_others(project):
     assert "failed" not in (project / "results/digits/tables/accuracy.md").read_text()
 
 
+def test_a_baseline_with_a_syntax_error_leaves_the_other_methods(project):
+    path = project / "baselines/mine.py"
+    try:
+        path.write_text("def (:\n")
+        done = snakemake(project, "all", "--config", "methods={ptmq: {settings: {steps: 2}}}")
+        assert done.returncode == 0, done.stderr
+        done = snakemake(project, "-n", "all", "--config", "methods={mine: {}}")
+        said = done.stdout + done.stderr
+        assert (
+            done.returncode
+            and "'mine' is unknown, and these modules could not be imported: baselines.mine: Synt" in said
+        )
+        assert "Traceback" not in said
+    finally:
+        path.unlink()
+    assert snakemake(project, "all", "--config", QUICK).returncode == 0
+
+
 def test_a_dry_run_writes_no_result(project):
     before = {path: path.stat().st_mtime for path in (project / "results").rglob("*")}
     snakemake(project, "-n", "all", "--config", "calibration_images=64")
