@@ -45,7 +45,7 @@ NodeName=node2 NodeAddr=127.0.0.1 NodeHostname={host} Port={port2} CPUs=1 RealMe
 PartitionName=main Nodes=node1,node2 Default=YES MaxTime=INFINITE State=UP
 """
 STEPS = "methods={ptmq: {settings: {steps: 300}}}"
-OPTIONS = ["all", "--config", STEPS, "seeds=[0,1,2]"]
+OPTIONS = ["all", "--config", STEPS, "seeds=[0,1]"]
 
 
 def free_ports(count: int) -> list[int]:
@@ -87,9 +87,10 @@ class Cluster:
         """Ids of the jobs that run on a node."""
         return self("squeue", "-h", "-t", "RUNNING", "-w", node, "-o", "%i").split()
 
-    def power_off(self, node: str) -> None:
+    def power_off(self, node: str, job: str) -> None:
         """The node and all that runs on it are gone at once, without a word to the controller."""
         os.kill(int((self.folder / f"{node}.pid").read_text()), signal.SIGKILL)
+        subprocess.run(["pkill", "-KILL", "-f", rf"slurmstepd: \[{job}\."], check=True)
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 variables = (process / "environ").read_bytes().split(b"\0")
@@ -124,7 +125,8 @@ def test_a_node_dies_and_the_results_are_those_of_the_local_run(cluster, tmp_pat
     assert done.returncode == 0, done.stderr
     command += ["--profile", "workflow/profiles/slurm", "--default-resources", "mem_mb=1500", "runtime=60",
                 "--slurm-no-account", "--slurm-status-command", "squeue",
-                "--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "10"]  # fmt: skip
+                "--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "10",
+                "--resources", "cpu=1", "gpu=1"]  # fmt: skip
     log = (tmp_path / "snakemake.log").open("w")
     with subprocess.Popen(command, cwd=remote, stdout=log, stderr=log) as process:
         lost = None
@@ -133,11 +135,11 @@ def test_a_node_dies_and_the_results_are_those_of_the_local_run(cluster, tmp_pat
             unfinished = [path.parent for path in remote.glob("results/digits/models/*/ptmq/**/unfinished-*")]
             if unfinished and cluster.jobs_on("node2"):  # a calibration has begun
                 (lost,) = cluster.jobs_on("node2")
-                cluster.power_off("node2")
+                cluster.power_off("node2", lost)
         assert process.wait() == 0, (tmp_path / "snakemake.log").read_text()
     assert lost, "no job ran on node2 while a calibration was on its way"
     assert "Restarts=1" in cluster("scontrol", "show", "job", lost), "Slurm did not run the lost job again"
-    assert len(jsons(local)) > 15
+    assert len(jsons(local)) > 8
     for path in jsons(local):
         one, two = (json.loads((folder / path).read_text()) for folder in (local, remote))
         assert without_times(one) == without_times(two), path
