@@ -29,11 +29,9 @@ include: "workflow/rules/verdict.smk"
 include: "workflow/rules/mlflow.smk"
 
 
-# On a cluster these run where snakemake does: what needs the internet, and what takes seconds.
+# On a cluster these run where snakemake does: they take seconds.
 localrules:
     all,
-    data,
-    weights,
     profile,
     collect,
     tables,

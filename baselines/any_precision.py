@@ -24,7 +24,7 @@ from ptmq.methods import register
 from ptmq.trainable import TrainableLayer, TrainableModel
 from ptmq.trained import ALL_WIDTHS, TrainedMethod, soft_cross_entropy
 
-SMALLEST = torch.finfo(torch.float32).eps
+EPSILON = torch.finfo(torch.float32).eps
 
 
 def rounded(x: Tensor, bits: int) -> Tensor:
@@ -72,7 +72,7 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (x,) = ctx.saved_tensors  # the bounds belong to the range, and this operation excludes its own
-        return torch.ops.aten.hardtanh_backward(grad, x, -SMALLEST, 1 + SMALLEST), None
+        return torch.ops.aten.hardtanh_backward(grad, x, -EPSILON, 1 + EPSILON), None
 
 
 def quantize_activation(x: Tensor, bits: int) -> Tensor:

@@ -4,7 +4,9 @@ Every case is measured in one process and gives one record; networks have random
 are compared are taken in turn, so that they share whatever else the machine does: read ratios, not milliseconds.
 """
 
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -12,6 +14,7 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from ptmq import record
@@ -135,7 +138,9 @@ def operators(step: Callable[[], None], device: torch.device) -> dict[str, float
         for _ in range(PROFILED):
             step()
     own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    times = {event.key: getattr(event, own) for event in measured.key_averages()}
+    # kernels have events of their own, and their time is in that of the operator, too
+    events = [event for event in measured.key_averages() if event.device_type == DeviceType.CPU]
+    times = {event.key: getattr(event, own) for event in events}
     return {key: t / sum(times.values()) for key, t in sorted(times.items(), key=lambda item: -item[1])}
 
 
@@ -151,10 +156,12 @@ def block(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
         "qdrop_compiled": Steps(unit, features, "qdrop", {"compile": True}),
         "ptmq_compiled": Steps(unit, features, "ptmq", {"compile": True}),
     }
-    start = time.perf_counter()
-    runs["ptmq_compiled"]()
-    compiling = time.perf_counter() - start
-    times = interleaved(list(runs.values()), repeats, device)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # nothing is compiled already
+        start = time.perf_counter()
+        runs["ptmq_compiled"]()
+        compiling = time.perf_counter() - start
+        times = interleaved(list(runs.values()), repeats, device)
     medians = {name: 1000 * statistics.median(taken) for name, taken in zip(runs, times, strict=True)}
     return {
         "backbone": BLOCKS[case][0], "unit": BLOCKS[case][1], "input": [batch_size, *features.fp.shape[1:]],
@@ -167,7 +174,7 @@ def block(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
 
 
 def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of a whole calibration against the depth of a CIFAR ResNet, in turn, the least of a few."""
+    """Seconds of a whole calibration against the depth of a CIFAR ResNet, in turn, the least of `repeats` / 30."""
     method = create("ptmq", {"steps": DEPTH_STEPS}, GROUPS.widths, GROUPS)
     blocks = get_backbone("resnet20").blocks
     rounds = max(1, repeats // 30)
@@ -213,14 +220,20 @@ def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _steps_in_a_process(case: str, threads: int, until: float) -> float:
-    """PTMQ steps a second of one of several processes, from the moment `until`, when all are ready."""
+def _share(barrier: Any) -> None:
+    """Give a process of a pool the barrier at which all of them wait for each other."""
+    global BARRIER
+    BARRIER = barrier
+
+
+def _steps_in_a_process(case: str, threads: int) -> float:
+    """PTMQ steps a second of one of several processes, from the moment when all are ready."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     step = Steps(*block_of(case, torch.device("cpu")), "ptmq", {})
     for _ in range(3):
         step()
-    time.sleep(max(0.0, until - time.time()))
+    BARRIER.wait()
     start = time.perf_counter()
     for _ in range(PROCESS_STEPS):
         step()
@@ -234,9 +247,9 @@ def processes(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
         taken: dict[str, list[float]] = {name: [] for name in layouts}
         for _ in range(max(1, repeats // 30)):
             for name, (count, threads) in layouts.items():
-                with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-                    until = time.time() + 20  # the processes import torch and prepare until then
-                    each = [pool.submit(_steps_in_a_process, kind, threads, until) for _ in range(count)]
+                context = get_context("spawn")
+                with ProcessPoolExecutor(count, context, _share, (context.Barrier(count),)) as pool:
+                    each = [pool.submit(_steps_in_a_process, kind, threads) for _ in range(count)]
                     taken[name].append(sum(future.result() for future in each))
         rates[kind] = {name: statistics.median(values) for name, values in taken.items()}
     return {"steps_a_second": rates}
@@ -253,6 +266,8 @@ CASES: dict[str, Callable[[str, int, torch.device], dict[str, Any]]] = {
 def measure(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     """The record of one case."""
     one_of("--case", case, CASES)
+    if case == "processes":
+        device = torch.device("cpu")
     result = CASES[case](case, repeats, device)
     return {
         "format": record.FORMAT,

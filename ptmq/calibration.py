@@ -66,6 +66,12 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     try:
         model, details = method.fit(Task(network, backbone.blocks, images, index, run.seed, device, checkpoint, title))
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"{run.method}: compile: true, but torch.compile fails: {reason}. It needs a C++ compiler and Python's "
+                "headers, on a GPU Triton. Set compile: false."
+            ) from error
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         batch = getattr(method.settings, "batch_size", "")

@@ -105,7 +105,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 # ---------------------------------------------------------------- what the commands share
 def torch_device(name: str, threads: int):
-    """Set the thread count and return the torch device. Raises InputError where CUDA is asked for in vain."""
+    """Set threads and allocator; return the torch device. Raises InputError where CUDA is asked for in vain."""
     import torch
 
     from ptmq.allocator import keep_freed_memory

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ptmq.blocked import dense, flat, laid_out_as, parts
+from ptmq.blocked import dense, flat, is_one_part, laid_out_as, parts
 
 
 def levels(bits: int) -> int:
@@ -95,19 +95,21 @@ def _compiled(kernel: Callable) -> Callable:
 
 
 class _FakeQuantizeActivation(torch.autograd.Function):
-    """Forward and analytic backward of `fake_quantize_activation`, each one pass over main memory."""
+    """Forward and analytic backward of `fake_quantize_activation`; on a CPU each fetches its operands once."""
 
     @staticmethod
     def forward(ctx, x, step, zero_point, bits, keep, grad_scale, compiled):
         x = dense(x)
         ctx.options = -zero_point, levels(bits) - zero_point, *((keep.bytes, keep.threshold) if keep else (None, 0))
         ctx.compiled, ctx.grad_scale = compiled, grad_scale
-        if compiled:
-            out = _compiled(_quantized)(flat(x), step, *ctx.options).as_strided(x.shape, x.stride())
+        if compiled or is_one_part(x):
+            kernel = _compiled(_quantized) if compiled else _quantized
+            out = kernel(flat(x), step, *ctx.options)
         else:
-            out = torch.empty_like(x)
+            out = torch.empty_like(flat(x))
             for where in parts(x):
-                flat(out)[where] = _quantized(flat(x)[where], step, *_part(ctx.options, where))
+                out[where] = _quantized(flat(x)[where], step, *_part(ctx.options, where))
+        out = out.as_strided(x.shape, x.stride())
         ctx.save_for_backward(x, step, out)
         return out
 
@@ -115,8 +117,9 @@ class _FakeQuantizeActivation(torch.autograd.Function):
     def backward(ctx, grad):
         x, step, out = ctx.saved_tensors
         operands = [flat(tensor) for tensor in (laid_out_as(grad, x), x, out)]
-        if ctx.compiled:
-            grad_x, grad_step = _compiled(_gradients)(*operands, step, *ctx.options)
+        if ctx.compiled or is_one_part(x):
+            kernel = _compiled(_gradients) if ctx.compiled else _gradients
+            grad_x, grad_step = kernel(*operands, step, *ctx.options)
         else:
             grad_x, grad_step = torch.empty_like(operands[0]), torch.zeros_like(step)
             for where in parts(x):

@@ -6,9 +6,11 @@ into. None of them may end in a traceback.
 
 import copy
 import json
+import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -265,6 +267,16 @@ def test_out_of_memory_names_the_batch_size(error, world, tmp_path, monkeypatch,
     argv = [part.replace("{world}/new", str(tmp_path)).replace("{world}", str(world)) for part in quantize()]
     assert main(argv) == 2
     assert "out of memory while ptmq calibrates digits_resnet. Lower batch_size (32)" in capsys.readouterr().err
+
+
+def test_a_machine_without_a_compiler_is_told_of_compile(world, tmp_path):
+    run = replace(RUN, settings={"steps": 1, "compile": True})
+    command = [sys.executable, "-m", "ptmq", "quantize", "--spec", run.to_json(), "--weights",
+               str(world / "weights.safetensors"), "--out", str(tmp_path / "model")]  # fmt: skip
+    nothing = os.environ | {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=nothing)
+    assert done.returncode == 2 and "ptmq: compile: true, but torch.compile fails" in done.stderr
+    assert "Set compile: false." in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_error_of_ours_keeps_its_traceback(world, tmp_path, monkeypatch):

@@ -1,16 +1,13 @@
 """Fake quantization: QDrop's LSQ numbers, a plain autograd reference, and the drop mask."""
 
-import shutil
-
 import pytest
 import torch
-from conftest import vectors
+from conftest import needs_compiler, vectors
 
 from ptmq import blocked
 from ptmq.fake_quant import KeepMask, dequantize, draw_mask, fake_quantize_activation, keep_mask, levels, quantize
 
 V = vectors("lsq")
-needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 
 
 def close(a, b, **tolerance):
@@ -102,3 +99,18 @@ def test_a_mask_of_a_part_of_a_tensor_has_its_shape():
     part = whole[:, :, 1].transpose(1, 2)
     mask = keep_mask(part, 0.5, torch.Generator().manual_seed(0))
     assert mask.shape == part.shape and set(mask.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("view", ["dense", "part of a tensor", "expanded gradient"])
+def test_tensors_of_every_layout(view, monkeypatch):
+    monkeypatch.setattr(blocked, "PART", 16)
+    whole = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    results = []
+    for function in (fake_quantize_activation, plain):
+        leaf, step = whole.clone().requires_grad_(), torch.tensor([0.3], requires_grad=True)
+        x = leaf[:, :, 1].transpose(1, 2) if view == "part of a tensor" else leaf
+        out = function(x, step, 4, 3, None, 0.1, False)
+        (out.sum() if view == "expanded gradient" else out.square().sum()).backward()
+        results.append((out.detach(), leaf.grad, step.grad))
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-4)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import vectors
 
-from ptmq import losses, mixer
+from ptmq import blocked, losses, mixer
+from ptmq.losses import distance
 
 V = vectors("losses")
 
@@ -87,3 +88,20 @@ def test_two_and_four_groups_mix_and_distil():
         expected = losses.distance(sum(some) / count, f) + sum(losses.distance(x, some[-1]) for x in some[:-1])
         assert losses.gd_figure1(f, some, lambdas, (1,) * count) == pytest.approx(float(expected), rel=1e-5)
         assert losses.gd_none(f, some) == pytest.approx(float(sum(losses.distance(x, f) for x in some)), rel=1e-6)
+
+
+@pytest.mark.parametrize("layouts", ["same", "channels last", "part of a tensor"])
+def test_the_analytic_gradients_of_the_distance_equal_autograd(layouts, monkeypatch):
+    monkeypatch.setattr(blocked, "PART", 16)
+    generator = torch.Generator().manual_seed(0)
+    whole, target = (torch.randn(2, 6, 4, 4, generator=generator) for _ in range(2))
+    if layouts == "channels last":
+        target = target.contiguous(memory_format=torch.channels_last)
+    results = []
+    for function in (distance, lambda x, t: (x - t).square().sum() / (x.numel() / x.shape[1])):
+        leaf, teacher = whole.clone().requires_grad_(), target.clone().requires_grad_()
+        x, t = (leaf[:, :, 1:3], teacher[:, :, 1:3]) if layouts == "part of a tensor" else (leaf, teacher)
+        (3 * function(x, t)).backward()
+        results.append((function(x, t).detach(), leaf.grad, teacher.grad))
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference)

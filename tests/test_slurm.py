@@ -18,6 +18,7 @@ import pytest
 from conftest import copy_of_the_project
 from test_crash import jsons, without_times
 
+DEADLINE = 900  # seconds for each half
 SYSTEM = Path("/etc/slurm/slurm.conf")  # jobs start with a clean environment and look nowhere else
 CONFIGURATION = """
 ClusterName=ptmq
@@ -71,6 +72,9 @@ class Cluster:
             host=socket.gethostname(), folder=folder, port=port, port1=port1, port2=port2
         ))  # fmt: skip
         SYSTEM.symlink_to(configuration)
+
+    def start(self) -> None:
+        """Start the daemons and wait until both nodes are there."""
         self("slurmctld", "-c")
         for node in ("node1", "node2"):
             self("slurmd", "-N", node)
@@ -78,7 +82,7 @@ class Cluster:
             if self("sinfo", "-h", "-o", "%T").split() == ["idle"]:
                 return
             time.sleep(1)
-        raise RuntimeError((folder / "slurmctld.log").read_text())
+        raise RuntimeError((self.folder / "slurmctld.log").read_text())
 
     def __call__(self, *command: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -114,8 +118,11 @@ def cluster(request, tmp_path):
     assert not missing and os.geteuid() == 0, f"needs root and Debian's slurm-wlm. Missing: {missing}"
     assert not SYSTEM.is_symlink() and not SYSTEM.exists(), f"{SYSTEM} exists: this machine has a Slurm of its own"
     cluster = Cluster(tmp_path / "cluster")
-    yield cluster
-    cluster.stop()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def test_a_node_dies_and_the_results_are_those_of_the_local_run(cluster, tmp_path):
@@ -128,15 +135,18 @@ def test_a_node_dies_and_the_results_are_those_of_the_local_run(cluster, tmp_pat
                 "--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "10",
                 "--resources", "cpu=1", "gpu=1"]  # fmt: skip
     log = (tmp_path / "snakemake.log").open("w")
-    with subprocess.Popen(command, cwd=remote, stdout=log, stderr=log) as process:
-        lost = None
-        while process.poll() is None and lost is None:
+    process = subprocess.Popen(command, cwd=remote, stdout=log, stderr=log)
+    try:
+        lost, deadline = None, time.time() + DEADLINE
+        while process.poll() is None and lost is None and time.time() < deadline:
             time.sleep(1)
-            unfinished = [path.parent for path in remote.glob("results/digits/models/*/ptmq/**/unfinished-*")]
-            if unfinished and cluster.jobs_on("node2"):  # a calibration has begun
-                (lost,) = cluster.jobs_on("node2")
-                cluster.power_off("node2", lost)
-        assert process.wait() == 0, (tmp_path / "snakemake.log").read_text()
+            if list(remote.glob("results/digits/models/*/ptmq/**/unfinished-*")):  # a calibration has begun
+                lost = next(iter(cluster.jobs_on("node2")), None)
+                if lost:
+                    cluster.power_off("node2", lost)
+        assert process.wait(DEADLINE) == 0, (tmp_path / "snakemake.log").read_text()
+    finally:
+        process.kill()
     assert lost, "no job ran on node2 while a calibration was on its way"
     assert "Restarts=1" in cluster("scontrol", "show", "job", lost), "Slurm did not run the lost job again"
     assert len(jsons(local)) > 8

@@ -1,11 +1,10 @@
 """Training, calibration and evaluation as stages: determinism, and that a record says what was measured."""
 
 import json
-import shutil
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, needs_compiler
 
 from ptmq import training
 from ptmq.backbones import Training
@@ -123,7 +122,7 @@ def test_a_person_can_calibrate_by_hand(weights, tmp_path, capsys):
     assert json.loads((tmp_path / "r.json").read_text())["protocol"]["mfm"] == "1"
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@needs_compiler
 def test_the_benchmark_compares_steps_with_plain_passes(tmp_path, capsys):
     out = tmp_path / "record.json"
     assert main(["bench", "--case", "resnet20-stage3", "--steps", "2", "--out", str(out)]) == 0

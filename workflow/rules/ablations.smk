@@ -12,6 +12,7 @@ for ablation in ABLATIONS:
             report(ablation_outputs(ablation), category="Ablations", caption=f"../captions/ablation_{ablation}.rst"),
         log:
             f"{OUT}/logs/ablation_{ablation}.log",
+        localrule: True
         conda:
             "../../environment.yml"
         params:

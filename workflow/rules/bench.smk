@@ -1,7 +1,7 @@
 # How fast the suite is, measured on this machine: snakemake bench. Nothing else runs beside a case.
 
 BENCH = "results/bench"
-BENCH_THREADS = sorted({1, min(2, os.cpu_count())})
+BENCH_THREADS = [1] if on_gpu() else sorted({1, min(2, os.cpu_count())})
 BENCH_BLOCKS = [
     "resnet20-stage1",
     "resnet20-stage2",
@@ -21,7 +21,7 @@ BENCH_OUTPUTS = expand(
 
 rule bench_case:
     input:
-        code=ENGINE_CODE + code("bench", "allocator", "ptmq"),
+        code=ENGINE_CODE + code("bench", "allocator", "ptmq") + ["baselines/qdrop.py"],
     output:
         BENCH_RECORD,
     log:
@@ -51,7 +51,7 @@ rule bench:
     conda:
         "../../environment.yml"
     params:
-        root=BENCH,
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
     shell:
         "python workflow/scripts/bench.py --out {params.root} --records {input.blocks} {input.others}"
         " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

@@ -55,8 +55,9 @@ def check_profile():
     if done.returncode:
         raise WorkflowError(done.stderr.strip().removeprefix("error: "))
     os.makedirs(os.path.dirname(CHECKED), exist_ok=True)
-    with open(CHECKED, "w") as file:
+    with open(f"{CHECKED}.{os.getpid()}", "w") as file:
         json.dump(state, file)
+    os.replace(file.name, CHECKED)  # whole or not at all
 
 
 if not FROM_RECORDS:

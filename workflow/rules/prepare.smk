@@ -1,6 +1,11 @@
 # Data, weights and FP training: everything before quantization.
 
 
+localrules:  # what needs the internet, on a cluster
+    data,
+    weights,
+
+
 rule data:
     output:
         f"{OUT}/data.json",
@@ -36,7 +41,7 @@ rule train:
     # A network without a public checkpoint is trained here.
     input:
         data=rules.data.output,
-        code=DATA_CODE + code("training"),
+        code=DATA_CODE + code("features", "training"),
         network=model_code,
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),

@@ -36,16 +36,16 @@ def steps(records: list[dict]) -> pd.DataFrame:
         rows.append({
             "block": record["case"], "batch": "×".join(map(str, record["input"])), "on": setting(record),
             "one plain pass [ms]": f"{record['ms']['fp_1']:.1f}", **ratios,
-            "s to compile": f"{record['compile_seconds']:.0f}", "peak MiB": f"{record['peak_mb']:.0f}",
+            "s to compile": f"{record['compile_seconds']:.0f}", "peak MiB of the benchmark": f"{record['peak_mb']:.0f}",
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def operators(records: list[dict]) -> pd.DataFrame:
     """A row a block: the share of a PTMQ step that each of the largest operators takes, in percent."""
-    shares = pd.DataFrame({record["case"]: record["operators"] for record in records}).T
+    shares = pd.DataFrame({record["case"]: record["operators"] for record in records}).T.fillna(0)
     largest = list(shares.mean().sort_values(ascending=False).index[:LARGEST])
-    table = 100 * shares[largest].fillna(0)
+    table = 100 * shares[largest]
     table["all others"] = 100 - table.sum(axis=1)
     return table.rename(columns=lambda name: name.removeprefix("aten::"))
 
