@@ -52,8 +52,10 @@ def test_published_results_are_their_records(profile):
     runs = pd.read_csv(root / "runs.csv")
     assert len(runs) and set(runs.status) <= {"done", "not run"}
     for row in runs[runs.status == "done"].itertuples():
-        name = f"{row.backbone}/{row.method}/{row.variant}/{row.label}/seed{row.seed}.json"
+        variant, _, mode = row.variant.partition("+")
+        name = f"{row.backbone}/{row.method}/{variant}/{row.label}/seed{row.seed}.json"
         record = json.loads((root / "records" / name).read_text())
-        line = next(r for r in record["results"] if (r["w_bits"], r["a_bits"]) == (row.w_bits, row.a_bits))
+        key = (row.w_bits, row.a_bits, mode)
+        line = next(r for r in record["results"] if (r["w_bits"], r["a_bits"], r.get("mode", "")) == key)
         assert line["top1"] == row.top1 and line["images"] == row.images
         assert re.fullmatch(r"[0-9a-f]{12}", record["commit"]), f"{name} was not made by committed code"

@@ -24,6 +24,7 @@ GIVEN = {
     "switch_images": "images a switch",
     "switch_ms": "ms a switch",
 }
+MULTI = "multi"  # label of a run for all widths at once
 NEEDED = ["labels", "images a switch"]
 LONG = 40  # characters of a LaTeX cell that is wrapped
 STYLE = """<!doctype html><meta charset="utf-8"><style>
@@ -103,7 +104,7 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
         steps=("steps", "max"), steps_all=("steps_all", "max"), images=("images_used", "max"),
         labels=("labels", "max"), epochs=("epochs", "max"),
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
-        serves=("serves", "max"),
+        serves=("serves", "max"), label=("label", "first"),
     ).reset_index()  # fmt: skip
     switches = (
         done[done.in_groups].groupby(KEYS).agg(switch_images=("switch_images", "max"), switch_ms=("switch_ms", "mean"))
@@ -114,10 +115,12 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     table[whole] = table[whole].astype("Int64")
     table["widths"] = table.backbone.map(served).astype(int)
     table["calibrations"] = np.ceil(table.widths / table.serves.astype(int)).astype(int)
+    # one run for all widths would serve those that it was not asked for, too
+    table.loc[table.label == MULTI, "calibrations"] = 1
     table["seconds_all"] = (table.seconds_each * table.calibrations).round(1)
     table["seconds_each"] = table.seconds_each.round(1)
     table["switch_ms"] = table.switch_ms.round(1)
-    return ordered(table.drop(columns="serves"))
+    return ordered(table.drop(columns=["serves", "label"]))
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
