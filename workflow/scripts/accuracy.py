@@ -13,7 +13,7 @@ from style import OTHER, STYLES, label_of, order, save
 from tables import runs_and_folder
 
 VARIANT_MARKERS = "d<>hp8vs^*PX1234"
-DEPTH = 30  # points below the ceiling that a panel shows at most
+DEPTH = 15  # points below the ceiling that a panel shows at most, but for PTMQ
 
 
 def draw_line(
@@ -45,7 +45,7 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
     quantized = runs[(runs.method != "fp32") & (runs.in_groups == in_groups)]
     widths = quantized[["w_bits", "a_bits"]].drop_duplicates().sort_values(["w_bits", "a_bits"])
     place = {width: x for x, width in enumerate(widths.itertuples(index=False, name=None))}
-    shown = [fp.mean()] if len(fp) else []
+    shown, whole = [fp.mean()] if len(fp) else [], []
     floor_alone = quantized.method.str.startswith("nearest").all()
     drawn = sorted(
         quantized.groupby(["method", "variant"]), key=lambda item: (order(item[0][0]), item[0][1] != "default")
@@ -58,14 +58,17 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
         x = [place[w, a] + aside for w, a in zip(points.w_bits, points.a_bits, strict=True)]
         others = sorted(set(quantized[quantized.method == method].variant) - {"default"})
         draw_line(axes, method, variant, others, x, points, joined=in_groups)
-        # the floor may be chance: shown as far as the axis goes
-        if not method.startswith("nearest") or floor_alone:
+        # the floor may be chance, and so may another way to run a model: shown as far as the axis goes
+        if not (method.startswith("nearest") or "+" in variant) or floor_alone:
             shown += list(points["mean"])
+        if method == "ptmq":
+            whole += list(points["mean"])
     if len(fp):
         axes.axhline(fp.mean(), color="black", linewidth=1, linestyle="-.", label=f"FP32 ({fp.mean():.2f} %)")
     if shown:
-        margin = max(0.2, 0.08 * (max(shown) - min(shown)))
-        axes.set_ylim(max(min(shown), max(shown) - DEPTH) - margin, max(shown) + margin)
+        bottom = min([max(min(shown), max(shown) - DEPTH), *whole])
+        margin = max(0.2, 0.08 * (max(shown) - bottom))
+        axes.set_ylim(bottom - margin, max(shown) + margin)
         axes.set_title(f"{backbone}, {int(runs.images.iloc[0]):,} {runs.split.iloc[0]} images")
     axes.set_xticks(range(len(place)), [f"W{w}A{a}" for w, a in place])
     axes.set_ylabel("top-1 [%]")

@@ -40,7 +40,8 @@ NAMES = {
 def label_of(method: str, variant: str = "default") -> str:
     """Legend entry of one method."""
     name = NAMES.get(method, method)
-    return name if variant == "default" else f"{name} ({variant})"
+    told = variant.removeprefix("default").removeprefix("+").replace("_", " ")
+    return f"{name} ({told})" if told else name
 
 
 def order(method: str) -> int:
