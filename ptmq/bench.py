@@ -67,8 +67,6 @@ def block_of(case: str, device: torch.device) -> tuple[Unit, Features]:
     backbone = get_backbone(name)
     model = MultiBitModel(random_network(backbone.network), backbone.blocks, GROUPS.widths).to(device)
     x = random_images(backbone.dataset, IMAGES).to(device)
-    units = {unit.name: unit for unit in model.units}
-    one_of("block", block, units)
     for unit in model.units:
         if unit.name == block:
             break
@@ -211,11 +209,10 @@ def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
 
     unprepared = statistics.median(switch(i, False) for i in range(SWITCHES))
     model.prepare()
-    weights = [weight for layer in model.layers for weight in layer.prepared()]
     return {
         "prepared_ms": statistics.median(switch(i, True) for i in range(SWITCHES)),
         "unprepared_ms": unprepared,
-        "prepared_mib": sum(w.numel() * w.element_size() for w in weights) / 2**20,
+        "prepared_mib": model.prepared_mib,
         "fp_mib": sum(layer.weight.numel() * layer.weight.element_size() for layer in model.layers) / 2**20,
     }
 

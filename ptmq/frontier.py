@@ -82,12 +82,11 @@ def switching(model: MultiBitModel, network: nn.Module, train: Images, device: t
     model.prepare()
     widths = model.widths
     prepared = median_ms(lambda i: _set(model, widths[i % len(widths)]), REPEATS)
-    bytes_prepared = sum(w.numel() * w.element_size() for layer in model.layers for w in layer.prepared())
     batches = recalibration_batches(len(train))
     return {
         "switch_ms": prepared,
         "switch_images": 0,
-        "prepared_mib": bytes_prepared / 2**20,
+        "prepared_mib": model.prepared_mib,
         "adaptive_bn_ms": adaptive_bn_ms(network, train, batches, device) * len(batches),
         "adaptive_bn_images": sum(map(len, batches)),
     }

@@ -180,11 +180,8 @@ class ActivationQuantizer(nn.Module):
         keep, drop = None, self.drop
         if drop is not None and drop.keep < 1:
             keep = draw_mask(x.numel(), drop.keep, drop.generator)
-        step, zero_point, compiled = (
-            self.step[str(self.bits)],
-            self._zero_at(self.bits),
-            drop is not None and drop.compiled,
-        )
+        compiled = drop is not None and drop.compiled
+        step, zero_point = self.step[str(self.bits)], self._zero_at(self.bits)
         return fake_quantize_activation(x, step, zero_point, self.bits, keep, compiled=compiled)
 
     def set_bits(self, bits: int) -> None:

@@ -132,6 +132,11 @@ class MultiBitModel(Switchable):
                 layer.weight_at(bits)
         return self
 
+    @property
+    def prepared_mib(self) -> float:
+        """Memory of the weights that are kept ready, in MiB."""
+        return sum(w.numel() * w.element_size() for layer in self.layers for w in layer.prepared()) / 2**20
+
     def forget(self) -> None:
         """Give the memory of prepared weights back; they are computed anew at the next use."""
         for layer in self.layers:

@@ -6,15 +6,11 @@ tables: steps.* (ratios to the plain passes), operators.* (where the time of a P
 whole calibration), switching.*, processes.* · figures: bench.*
 """
 
-import argparse
-import json
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from style import STYLES, save
-from tables import write
+from tables import records_and_folder, write
 
 GOALS = {"convolution": 1.3, "transformer": 1.5}  # of a PTMQ step, in its three plain passes
 LARGEST = 6  # operators that are named
@@ -93,12 +89,8 @@ def draw(blocks: list[dict], shares: pd.DataFrame, line: pd.DataFrame) -> plt.Fi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--records", type=Path, nargs="+", required=True)
-    args = parser.parse_args()
-    records = [json.loads(path.read_text()) for path in args.records]
-    tables = args.out / "tables"
+    records, out = records_and_folder(__doc__)
+    tables = out / "tables"
     tables.mkdir(parents=True, exist_ok=True)
     blocks = [record for record in records if "ratio" in record]
     (deep,), (switching,), (processes,) = (
@@ -122,7 +114,7 @@ def main() -> None:
         "gain of two processes": ((rates["2x1"] / rates["1x2"] - 1) * 100).map("{:+.0f} %".format),
     })  # fmt: skip
     write(table, tables / "processes", by=None)
-    save(draw(blocks, shares, line), args.out / "figures" / "bench")
+    save(draw(blocks, shares, line), out / "figures" / "bench")
 
 
 if __name__ == "__main__":

@@ -6,14 +6,10 @@ The mean over seeds with its standard deviation; written to tables/frontier.*, f
 tables/switching.*.
 """
 
-import argparse
-import json
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import save
-from tables import mean_sd, write
+from tables import mean_sd, records_and_folder, write
 
 KINDS = {"uniform": ("#56B4E9", "o", "--"), "mixed": ("#D55E00", "s", "-")}
 COLUMNS = {
@@ -86,16 +82,12 @@ def draw(axes, means: pd.DataFrame, column: str, fp: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--records", type=Path, nargs="+", required=True)
-    args = parser.parse_args()
-    records = [json.loads(path.read_text()) for path in args.records]
+    records, out = records_and_folder(__doc__)
     table = points(records)
     means = summary(table)
-    (args.out / "tables").mkdir(parents=True, exist_ok=True)
-    write(as_text(means), args.out / "tables" / "frontier")
-    write(switching(records), args.out / "tables" / "switching", by=None)
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    write(as_text(means), out / "tables" / "frontier")
+    write(switching(records), out / "tables" / "switching", by=None)
     backbones = sorted(means.backbone.unique())
     figure, panels = plt.subplots(
         len(backbones),
@@ -109,7 +101,7 @@ def main() -> None:
         for axes, column in zip(row, COLUMNS, strict=True):
             draw(axes, means[means.backbone == backbone], column, mine.fp_top1.iloc[0])
             axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images")
-    save(figure, args.out / "figures" / "frontier")
+    save(figure, out / "figures" / "frontier")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Each is written as CSV, Markdown, LaTeX and HTML.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -180,6 +181,15 @@ def runs_and_folder(description: str) -> tuple[pd.DataFrame, Path]:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     return pd.read_csv(args.runs), args.out
+
+
+def records_and_folder(description: str) -> tuple[list[dict], Path]:
+    """What the command line of a script names that turns records into files: --records and --out."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--records", type=Path, nargs="+", required=True)
+    args = parser.parse_args()
+    return [json.loads(path.read_text()) for path in args.records], args.out
 
 
 def main() -> None:
