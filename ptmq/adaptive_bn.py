@@ -73,8 +73,8 @@ class AdaptiveBNModel(TrainableModel):
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     """AdaptiveBN: re-estimate all BatchNorm statistics, from nothing, at the width that is selected.
 
-    batches: images, (batch, ...) each; means and unbiased variances are averaged over them. Returns how many images
-    they were.
+    batches: images, (batch, ...) each, augmented as in training, where the statistics come from that the network's
+    weights belong to; means and unbiased variances are averaged over them. Returns how many images they were.
     """
     norms = [module for module in network.modules() if isinstance(module, NORMS)]
     momenta = [norm.momentum for norm in norms]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ptmq.augmentation import augment
 from ptmq.backbones import Backbone
 from ptmq.errors import InputError, one_of
 from ptmq.files import sha256
@@ -46,6 +47,15 @@ class Images(Dataset):
         pixels = self.pixels(index)
         scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
         return (scaled - self.mean) / self.std, self.labels[index]
+
+    def augmented(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Normalised images (len(index), channels, height, width) as training sees them."""
+        return augment(self.batch(index)[0], **self.augmentation, black=self.black, generator=generator)
+
+    @property
+    def black(self) -> Tensor:
+        """A black pixel, normalised, (channels, 1, 1)."""
+        return -self.mean / self.std
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.batch(torch.tensor([index]))

@@ -1,7 +1,7 @@
 """The evaluation stage: top-1 at every width in one pass over the images, written as a run record."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,12 +70,12 @@ def score_recalibrated(
     The same training images for every width; a switch includes reading them.
     """
     chosen = recalibration_batches(len(train))
-    recalibrate(model, [train.batch(chosen[0])[0].to(device)])  # so that the first width is not charged a warm-up
+    recalibrate(model, _augmented(train, chosen[:1], device))  # so that the first width is not charged a warm-up
     lines = []
     for width in model.widths:
         start = time.perf_counter()
         model.set_bits(width.weight, width.activation)
-        count = recalibrate(model, (train.batch(index)[0].to(device) for index in chosen))
+        count = recalibrate(model, _augmented(train, chosen, device))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         ms = 1000 * (time.perf_counter() - start)
@@ -83,6 +83,12 @@ def score_recalibrated(
         switch = {"switch_images": count, "switch_ms": round(ms, 3)}
         lines.append(record.result(width, right, len(images), kl) | switch)
     return lines
+
+
+def _augmented(train: Images, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The same changes of the same images whenever it is called."""
+    generator = torch.Generator().manual_seed(0)
+    return (train.augmented(index, generator).to(device) for index in batches)
 
 
 def save_outputs(path: Path, fp: Tensor, backbone: str, split: str) -> None:

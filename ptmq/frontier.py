@@ -68,9 +68,10 @@ def adaptive_bn_ms(network: nn.Module, train: Images, batches: Sequence[Tensor],
 
     batches: indices, each of a batch · Reading the images is part of it.
     """
+    generator = torch.Generator().manual_seed(0)
 
     def batch(i: int) -> None:
-        recalibrate(network, [train.batch(batches[i % len(batches)])[0].to(device)])
+        recalibrate(network, [train.augmented(batches[i % len(batches)], generator).to(device)])
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptmq.augmentation import augment
 from ptmq.backbones import Training
 from ptmq.datasets import Images
 from ptmq.errors import InputError, require
@@ -48,22 +49,6 @@ def learning_rate(step: int, steps: int, training: Training) -> float:
     if training.decay == "step":
         return training.lr * 0.1 ** sum(step >= share * steps for share in training.drops)
     return training.lr * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
-
-
-def shifted(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Every image (batch, channels, h, w) shifted at random by up to `pixels` each way, edges repeated."""
-    if not pixels:
-        return images
-    padded = F.pad(images, [pixels] * 4, mode="replicate")
-    down, right = torch.randint(2 * pixels + 1, (2, len(images)), generator=generator)
-    h, w = images.shape[2:]
-    return torch.stack([x[:, d : d + h, r : r + w] for x, d, r in zip(padded, down, right, strict=True)])
-
-
-def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image (batch, channels, h, w) mirrored with probability 1/2."""
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
 class State:
@@ -147,9 +132,7 @@ def train(
                 for group in state.optimizer.param_groups:
                     group["lr"] = group["rate"] * learning_rate(epoch * per_epoch + number, steps, training)
                 x, y = images.batch(index)
-                x = shifted(x, training.shift, state.generator)
-                if training.flip:
-                    x = flipped(x, state.generator)
+                x = augment(x, training.shift, training.flip, images.black, state.generator)
                 x = x.contiguous(memory_format=memory_format(x))
                 total += _update(network, state, losses, x.to(device), y.to(device), training.amp)
         state.curve.append(float(total) / per_epoch)

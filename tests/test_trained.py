@@ -13,6 +13,7 @@ from baselines.multiquant import adaptive_label
 from baselines.robustquant import TARGET, kurtosis, regularized
 from ptmq import training
 from ptmq.adaptive_bn import AdaptiveBNModel, recalibrate
+from ptmq.augmentation import flipped
 from ptmq.backbones import BACKBONES, Training
 from ptmq.bits import BitWidth
 from ptmq.calibration import calibrate
@@ -273,7 +274,7 @@ def test_a_parameter_may_learn_at_a_rate_of_its_own(tmp_path):
 
 def test_half_of_the_images_are_mirrored_whole():
     x = torch.arange(400 * 2.0).view(400, 1, 1, 2)
-    out = training.flipped(x, torch.Generator().manual_seed(0))
+    out = flipped(x, torch.Generator().manual_seed(0))
     mirrored = (out[:, 0, 0, 0] > out[:, 0, 0, 1]).float()
     assert torch.equal(out.sort(3).values, x) and 0.4 < float(mirrored.mean()) < 0.6
 

@@ -116,7 +116,7 @@ def outputs(folder, name):
 
 
 NETWORK_CODE = code("bits", "blocked", "fake_quant", "graph", "layers", "multibit", "rounding", "step_size", "weights")
-DATA_CODE = code("datasets", "imagenet")
+DATA_CODE = code("augmentation", "datasets", "imagenet")
 ENGINE_CODE = NETWORK_CODE + DATA_CODE
 ENGINE_CODE += code(
     "calibration", "features", "losses", "methods", "mixer", "phase", "reconstruct", "saved", "settings"
