@@ -28,12 +28,7 @@ def flat(x: Tensor) -> Tensor:
     return x.as_strided((x.numel(),), (1,))
 
 
-def is_one_part(x: Tensor) -> bool:
-    """Whether x is worked on as a whole."""
-    return x.device.type != "cpu" or x.numel() <= PART
-
-
 def parts(x: Tensor) -> Iterator[slice]:
     """Slices that together cover the elements of x."""
-    size = x.numel() if is_one_part(x) else PART
+    size = PART if x.device.type == "cpu" else x.numel()
     return (slice(start, start + size) for start in range(0, x.numel(), size))

@@ -6,14 +6,14 @@ and read back as                 (q - zero_point) * step.
 LSQ: https://arxiv.org/abs/1902.08153. QDrop's element-wise dropping: https://arxiv.org/abs/2203.05740.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from ptmq.blocked import dense, flat, is_one_part, laid_out_as, parts
+from ptmq.blocked import dense, flat, laid_out_as, parts
 
 
 def levels(bits: int) -> int:
@@ -69,23 +69,25 @@ def keep_mask(like: Tensor, probability: float, generator: torch.Generator) -> T
     return draw_mask(like.numel(), probability, generator).like(torch.empty_like(like, device="meta"))
 
 
-def _quantized(x: Tensor, step: Tensor, low: int, high: int, random: Tensor | None, threshold: int) -> Tensor:
-    """The elements x on the grid, but where their random byte is not below the threshold."""
-    out = (x / step).round_().clamp_(low, high).mul_(step)
-    return out if random is None else torch.lerp(x, out, _kept(random, threshold, x.dtype))  # exact at 0 and 1
-
-
-def _gradients(
-    grad: Tensor, x: Tensor, out: Tensor, step: Tensor, low: int, high: int, random: Tensor | None, threshold: int
-) -> tuple[Tensor, Tensor]:
-    """The gradient of the elements x, and that of the step size times the step size."""
-    # The gradient passes where the code did not saturate: low - 1/2 < x / step < high + 1/2.
-    grad_x = torch.ops.aten.hardtanh_backward(grad, x / step, low - 0.5, high + 0.5)
+def _quantize(x: Tensor, step: Tensor, low: int, high: int, random: Tensor | None, threshold: int, out: Tensor) -> None:
+    """Write the elements x into `out`, on the grid, but as they are where a random byte is not below the threshold."""
+    torch.div(x, step, out=out).round_().clamp_(low, high).mul_(step)
     if random is not None:
-        grad_x = torch.lerp(grad, grad_x, _kept(random, threshold, x.dtype))
+        torch.lerp(x, out, _kept(random, threshold, x.dtype), out=out)  # exact at 0 and 1
+
+
+def _differentiate(
+    x: Tensor, step: Tensor, low: int, high: int, random: Tensor | None, threshold: int,
+    out: Tensor, grad: Tensor, grad_x: Tensor,
+) -> Tensor:  # fmt: skip
+    """Write into `grad_x` the gradient of the elements x; returns that of the step size times the step size."""
+    # The gradient passes where the code did not saturate: low - 1/2 < x / step < high + 1/2.
+    torch.ops.aten.hardtanh_backward.grad_input(grad, x / step, low - 0.5, high + 0.5, grad_input=grad_x)
+    if random is not None:
+        torch.lerp(grad, grad_x, _kept(random, threshold, x.dtype), out=grad_x)
     # LSQ: d out / d step is (code - x/step) inside the range and the clipped code outside; both are
     # (out - inside * x) / step, and a dropped element, where out = x, adds nothing.
-    return grad_x, torch.dot(grad, out) - torch.dot(grad_x, x)
+    return torch.dot(grad, out) - torch.dot(grad_x, x)
 
 
 @cache
@@ -100,39 +102,34 @@ class _FakeQuantizeActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, step, zero_point, bits, keep, grad_scale, compiled):
         x = dense(x)
-        ctx.options = -zero_point, levels(bits) - zero_point, *((keep.bytes, keep.threshold) if keep else (None, 0))
-        ctx.compiled, ctx.grad_scale = compiled, grad_scale
-        if compiled or is_one_part(x):
-            kernel = _compiled(_quantized) if compiled else _quantized
-            out = kernel(flat(x), step, *ctx.options)
-        else:
-            out = torch.empty_like(flat(x))
-            for where in parts(x):
-                out[where] = _quantized(flat(x)[where], step, *_part(ctx.options, where))
-        out = out.as_strided(x.shape, x.stride())
+        ctx.grid = -zero_point, levels(bits) - zero_point
+        ctx.keep, ctx.grad_scale, ctx.compiled = keep, grad_scale, compiled
+        out = torch.empty_like(x)
+        kernel = _compiled(_quantize) if compiled else _quantize
+        for where in _parts(ctx, x):
+            kernel(flat(x)[where], step, *ctx.grid, *_kept_of(keep, where), flat(out)[where])
         ctx.save_for_backward(x, step, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
         x, step, out = ctx.saved_tensors
-        operands = [flat(tensor) for tensor in (laid_out_as(grad, x), x, out)]
-        if ctx.compiled or is_one_part(x):
-            kernel = _compiled(_gradients) if ctx.compiled else _gradients
-            grad_x, grad_step = kernel(*operands, step, *ctx.options)
-        else:
-            grad_x, grad_step = torch.empty_like(operands[0]), torch.zeros_like(step)
-            for where in parts(x):
-                grad_x[where], more = _gradients(*(o[where] for o in operands), step, *_part(ctx.options, where))
-                grad_step += more
-        grad_step = grad_step / step * ctx.grad_scale
-        return grad_x.as_strided(x.shape, x.stride()), grad_step.reshape(step.shape), *[None] * 5
+        grad, grad_x, grad_step = laid_out_as(grad, x), torch.empty_like(x), torch.zeros_like(step)
+        kernel = _compiled(_differentiate) if ctx.compiled else _differentiate
+        for where in _parts(ctx, x):
+            rest = (flat(tensor)[where] for tensor in (out, grad, grad_x))
+            grad_step += kernel(flat(x)[where], step, *ctx.grid, *_kept_of(ctx.keep, where), *rest)
+        return grad_x, grad_step / step * ctx.grad_scale, *[None] * 5
 
 
-def _part(options: tuple, where: slice) -> tuple:
-    """What a kernel is told of a part of the elements."""
-    low, high, random, threshold = options
-    return low, high, None if random is None else random[where], threshold
+def _parts(ctx, x: Tensor) -> Iterable[slice]:
+    """What a kernel works on at a time: a compiled one goes through all elements in one loop."""
+    return [slice(None)] if ctx.compiled else parts(x)
+
+
+def _kept_of(keep: KeepMask | None, where: slice) -> tuple[Tensor | None, int]:
+    """What a kernel is told of the mask of some elements."""
+    return (None, 0) if keep is None else (keep.bytes[where], keep.threshold)
 
 
 def fake_quantize_activation(

@@ -5,6 +5,7 @@ first: l, m and h in the paper.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -18,28 +19,48 @@ def channel_axis(x: Tensor) -> int:
     return 1 if x.dim() == 4 else -1
 
 
-class _SquaredError(torch.autograd.Function):
-    """Sum of (x - target)^2 in one pass over main memory, and its gradients."""
+class _SquaredErrors(torch.autograd.Function):
+    """Sum of weight · |a - b|^2 over pairs of tensors, and its gradients, each in one pass over main memory.
+
+    terms: (weight, number of a, number of b) each, in the tensors that follow, which have one shape.
+    """
 
     @staticmethod
-    def forward(ctx, x, target):
-        x = dense(x)
-        target = laid_out_as(target, x)
-        ctx.save_for_backward(x, target)
-        a, b, total = flat(x), flat(target), x.new_zeros(())
-        for where in parts(x):
-            difference = a[where] - b[where]
-            total += torch.dot(difference, difference)
+    def forward(ctx, terms, *tensors):
+        first = dense(tensors[0])
+        tensors = [laid_out_as(tensor, first) for tensor in (first, *tensors[1:])]
+        ctx.terms = terms
+        ctx.save_for_backward(*tensors)
+        total = first.new_zeros(())
+        for where in parts(first):
+            values = [flat(tensor)[where] for tensor in tensors]
+            for weight, a, b in terms:
+                difference = values[a] - values[b]
+                total += weight * torch.dot(difference, difference)
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        x, target = ctx.saved_tensors
-        grad_x = torch.empty_like(x)
-        a, b, out = flat(x), flat(target), flat(grad_x)
-        for where in parts(x):
-            torch.sub(a[where], b[where], out=out[where]).mul_(2 * grad)
-        return grad_x, -grad_x if ctx.needs_input_grad[1] else None
+        tensors = ctx.saved_tensors
+        grads = [torch.empty_like(tensor) if needed else None
+                 for tensor, needed in zip(tensors, ctx.needs_input_grad[1:], strict=True)]  # fmt: skip
+        for where in parts(tensors[0]):
+            values = [flat(tensor)[where] for tensor in tensors]
+            for number, into in enumerate(grads):
+                if into is not None:
+                    own = [(w, b if a == number else a) for w, a, b in ctx.terms if number in (a, b)]
+                    pulls = ((values[number] - values[other]).mul_(2 * weight) for weight, other in own)
+                    torch.mul(reduce(torch.Tensor.add_, pulls), grad, out=flat(into)[where])
+        return None, *grads
+
+
+def distances(*terms: tuple[float, Tensor, Tensor]) -> Tensor:
+    """Σ weight · D(x, target) over (weight, x, target), where D is `distance` as it stands. A scalar."""
+    tensors = {id(tensor): tensor for _, *pair in terms for tensor in pair}
+    number = {key: i for i, key in enumerate(tensors)}
+    numbered = [(weight, number[id(x)], number[id(target)]) for weight, x, target in terms]
+    x = terms[0][1]
+    return _SquaredErrors.apply(numbered, *tensors.values()) * (x.shape[channel_axis(x)] / x.numel())
 
 
 def distance(x: Tensor, target: Tensor, power: float = 2.0, importance: Tensor | None = None) -> Tensor:
@@ -47,13 +68,12 @@ def distance(x: Tensor, target: Tensor, power: float = 2.0, importance: Tensor |
 
     `importance`, of x's shape, weighs every element: BRECQ's Fisher diagonal is the squared gradient.
     """
-    positions = x.numel() / x.shape[channel_axis(x)]
     if power == 2 and importance is None:
-        return _SquaredError.apply(x, target) / positions
+        return distances((1.0, x, target))
     error = (x - target).abs().pow(power)
     if importance is not None:
         error = error * importance
-    return error.sum() / positions
+    return error.sum() * (x.shape[channel_axis(x)] / x.numel())
 
 
 def gd_figure1(
@@ -70,21 +90,19 @@ def gd_figure1(
     """
     *students, high = outputs
     teacher = high.detach() if detach else high
-    loss = gammas[0] * distance(weighted(outputs, lambdas), f)
-    for student, gamma in zip(reversed(students), gammas[1:], strict=True):
-        loss = loss + gamma * distance(student, teacher)
-    return loss
+    taught = zip(gammas[1:], reversed(students), strict=True)
+    return distances(
+        (gammas[0], weighted(outputs, lambdas), f), *((gamma, student, teacher) for gamma, student in taught)
+    )
 
 
 def gd_later(f: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     """D(h, f) + Σ ½·D(x, h) + ½·D(x, f) over x = m, l, with h a fixed teacher (the authors' later code). A scalar."""
     *students, high = outputs
-    loss = distance(high, f)
-    for student in reversed(students):
-        loss = loss + 0.5 * distance(student, high.detach()) + 0.5 * distance(student, f)
-    return loss
+    teacher = high.detach()
+    return distances((1.0, high, f), *((0.5, x, target) for x in reversed(students) for target in (teacher, f)))
 
 
 def gd_none(f: Tensor, outputs: Sequence[Tensor]) -> Tensor:
     """D(l, f) + D(m, f) + D(h, f): every group follows the floating-point block, no distillation. A scalar."""
-    return sum(distance(output, f) for output in outputs)
+    return distances(*((1.0, output, f) for output in outputs))
