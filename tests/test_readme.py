@@ -17,6 +17,14 @@ def test_the_table_is_the_committed_one(profile):
         assert line in README
 
 
+@pytest.mark.parametrize("table", ["steps", "processes"])
+def test_the_benchmark_is_the_committed_one(table):
+    for line in (ROOT / f"results/bench/tables/{table}.md").read_text().splitlines():
+        assert line in README
+    for path in (ROOT / "results/bench/records").glob("*/*.json"):
+        assert re.fullmatch(r"[0-9a-f]{12}", json.loads(path.read_text())["commit"]), path
+
+
 def test_the_verdict_is_the_committed_one():
     """All of it but the lines that need ImageNet."""
     lines = (ROOT / "results/cifar10/tables/verdict.md").read_text().splitlines()

@@ -69,7 +69,8 @@ def draw(blocks: list[dict], shares: pd.DataFrame, line: pd.DataFrame) -> plt.Fi
     for (kind, goal), style in zip(GOALS.items(), ("--", ":"), strict=True):
         left.axhline(goal, color="black", linewidth=1, linestyle=style, label=f"goal, {kind} blocks")
     left.set_ylabel("PTMQ step / its three plain passes")
-    left.legend(fontsize="small")
+    left.margins(y=0.3)  # for the legend
+    left.legend(fontsize="small", loc="upper left", ncols=2)
     below = np.zeros(len(shares))
     for name, colour in zip(shares, [style[0] for style in STYLES.values()], strict=False):
         middle.barh(names, shares[name], left=below, color=colour, label=name)
