@@ -239,12 +239,13 @@ def test_figures_are_drawn_in_three_formats(root):
 
 def log(root, uri) -> subprocess.CompletedProcess:
     """Log all records below a parent `accuracy`, and those in mixed/ below a parent `frontier`."""
+    records, mixed = (
+        sorted(str(path.relative_to(root)) for path in root.glob(f"{folder}/**/*.json"))
+        for folder in ("records", "mixed")
+    )
     parents = {
-        "accuracy": {
-            "artifacts": [str(root / "runs.csv")],
-            "records": sorted(map(str, root.glob("records/**/*.json"))),
-        },
-        "frontier": {"artifacts": [], "records": sorted(map(str, root.glob("mixed/**/*.json")))},
+        "accuracy": {"artifacts": ["runs.csv"], "records": records},
+        "frontier": {"artifacts": [], "records": mixed},
     }
     return script("log_mlflow", "--root", root, "--uri", uri, "--experiment", "p", "--out", root / "mlflow.json",
                   given=json.dumps(parents))  # fmt: skip

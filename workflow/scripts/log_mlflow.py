@@ -3,9 +3,9 @@
     log_mlflow.py --root results/digits --uri sqlite:///results/digits/mlflow.db --experiment digits
         --out results/digits/mlflow.json < parents.json
 
-parents.json maps the name of a parent to {"artifacts": [FILE ...], "records": [FILE ...]}. A child is found again by
-the hash of its record; accuracy is a metric whose step is the weight bits (of a mixed-precision network: a hundred
-times their average).
+parents.json maps the name of a parent to {"artifacts": [FILE ...], "records": [FILE ...]}, paths inside the root. A
+child is found again by the hash of its record; accuracy is a metric whose step is the weight bits (of a mixed-precision
+network: a hundred times their average).
 """
 
 import argparse
@@ -114,14 +114,14 @@ def main() -> None:
         if parent is None:
             parent = client.create_run(experiment_id, tags={PARENT: name}, run_name=name).info.run_id
             client.set_terminated(parent, "FINISHED")
-        for path in map(Path, files["records"]):
+        for path in (args.root / record for record in files["records"]):
             count += 1
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             if digest not in known:
                 log_record(client, experiment_id, parent, path, digest, args.root)
                 new += 1
         for artifact in files["artifacts"]:
-            client.log_artifact(parent, artifact)
+            client.log_artifact(parent, str(args.root / artifact))
     args.out.write_text(json.dumps({"uri": args.uri, "experiment": args.experiment, "records": count}) + "\n")
     print(f"{new} new of {count} records; mlflow ui --backend-store-uri {args.uri}")
 
