@@ -1,21 +1,24 @@
 """What training does to its images at random: the field's shifts and mirror images."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
-def shifted(images: Tensor, pixels: int, black: Tensor, generator: torch.Generator) -> Tensor:
+def shifted(images: Tensor, pixels: int, border: str, black: Tensor, generator: torch.Generator) -> Tensor:
     """Every image (batch, channels, h, w) shifted at random by up to `pixels` each way.
 
-    black: what comes in at the border, (channels, 1, 1), as in the crops of padded images that networks are
-    trained on: their BatchNorm statistics hold those borders.
+    border: what comes in, `black`, a pixel of (channels, 1, 1), or the image's `edge` again. BatchNorm statistics are
+    of what a network was trained on: crops of padded small images have black borders, those of photographs none.
     """
     if not pixels:
         return images
-    n, channels, h, w = images.shape
-    padded = black.expand(n, channels, h + 2 * pixels, w + 2 * pixels).clone()
-    padded[:, :, pixels:-pixels, pixels:-pixels] = images
-    down, right = torch.randint(2 * pixels + 1, (2, n), generator=generator)
+    padded = F.pad(images, [pixels] * 4, mode="replicate")
+    if border == "black":
+        padded.copy_(black)
+        padded[:, :, pixels:-pixels, pixels:-pixels] = images
+    down, right = torch.randint(2 * pixels + 1, (2, len(images)), generator=generator)
+    h, w = images.shape[2:]
     return torch.stack([x[:, d : d + h, r : r + w] for x, d, r in zip(padded, down, right, strict=True)])
 
 
@@ -25,7 +28,7 @@ def flipped(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
-def augment(images: Tensor, shift: int, flip: bool, black: Tensor, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, shift: int, flip: bool, border: str, black: Tensor, generator: torch.Generator) -> Tensor:
     """Normalised images (batch, channels, h, w), shifted by up to `shift` pixels and mirrored where `flip`."""
-    images = shifted(images, shift, black, generator)
+    images = shifted(images, shift, border, black, generator)
     return flipped(images, generator) if flip else images

@@ -28,7 +28,7 @@ class Checkpoint:
     tensors_sha256: str = ""
 
 
-OPTIMIZERS, DECAYS = ("adamw", "adam", "sgd"), ("cosine", "step")
+OPTIMIZERS, DECAYS, BORDERS = ("adamw", "adam", "sgd"), ("cosine", "step"), ("black", "edge")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Training:
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of the steps, linear
     shift: int = 1  # random shift of the images, in pixels
+    border: str = "black"  # what comes in there: black, or the edge again
     flip: bool = False  # every other image mirrored, at random
     amp: bool = False  # bfloat16 where a GPU computes
 
@@ -54,6 +55,7 @@ class Training:
             require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         one_of("decay", self.decay, DECAYS)
+        one_of("border", self.border, BORDERS)
         require(all(0 < share < 1 for share in self.drops), "drops", "shares between 0 and 1", self.drops)
         require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
 

@@ -33,7 +33,7 @@ class Images(Dataset):
     def __init__(self, labels: Tensor, mean: Sequence[float], std: Sequence[float]):
         self.labels = labels
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
-        self.augmentation: dict[str, Any] = {}  # what training does to them: shift and flip of `Training`
+        self.augmentation: dict[str, Any] = {}  # what training does to them: shift, flip, border of `Training`
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -181,12 +181,14 @@ def _imagenet(folder: str, resize: bool, heldout: int) -> DatasetSource:
         files = files_of(root / folder, split, heldout)
         return ImageFiles(files, backbone, resize)
 
-    return DatasetSource(open_files, fetch, "imagenet", {"shift": 28, "flip": True})
+    return DatasetSource(open_files, fetch, "imagenet", {"shift": 28, "flip": True, "border": "edge"})
 
 
 DATASETS: dict[str, DatasetSource] = {
-    "digits": DatasetSource(_open_digits, lambda root, offline: {}, "digits", {"shift": 1, "flip": False}),
-    "cifar10": DatasetSource(_open_cifar10, _fetch_cifar10, "cifar10", {"shift": 4, "flip": True}),
+    "digits": DatasetSource(
+        _open_digits, lambda root, offline: {}, "digits", {"shift": 1, "flip": False, "border": "black"}
+    ),
+    "cifar10": DatasetSource(_open_cifar10, _fetch_cifar10, "cifar10", {"shift": 4, "flip": True, "border": "black"}),
     "imagenet": _imagenet("imagenet", resize=True, heldout=10_000),
     "imagenet_subset": _imagenet("imagenet_subset", resize=False, heldout=0),  # published at about the crop's size
 }

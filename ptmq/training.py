@@ -132,7 +132,7 @@ def train(
                 for group in state.optimizer.param_groups:
                     group["lr"] = group["rate"] * learning_rate(epoch * per_epoch + number, steps, training)
                 x, y = images.batch(index)
-                x = augment(x, training.shift, training.flip, images.black, state.generator)
+                x = augment(x, training.shift, training.flip, training.border, images.black, state.generator)
                 x = x.contiguous(memory_format=memory_format(x))
                 total += _update(network, state, losses, x.to(device), y.to(device), training.amp)
         state.curve.append(float(total) / per_epoch)

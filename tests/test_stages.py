@@ -53,14 +53,15 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.01
 
 
-def test_shifts_move_whole_images_and_black_comes_in():
+@pytest.mark.parametrize(("border", "padding"), [("black", {"value": -9.0}), ("edge", {"mode": "replicate"})])
+def test_shifts_move_whole_images(border, padding):
     x = torch.arange(2 * 1 * 4 * 4.0).view(2, 1, 4, 4)
     black = torch.tensor([-9.0]).view(1, 1, 1)
-    assert torch.equal(shifted(x, 0, black, torch.Generator()), x)
-    moved = shifted(x, 1, black, torch.Generator().manual_seed(0))
+    assert torch.equal(shifted(x, 0, border, black, torch.Generator()), x)
+    moved = shifted(x, 1, border, black, torch.Generator().manual_seed(0))
     assert moved.shape == x.shape
     for image, original in zip(moved, x, strict=True):
-        padded = torch.nn.functional.pad(original[None], [1] * 4, value=-9.0)[0]
+        padded = torch.nn.functional.pad(original[None], [1] * 4, **padding)[0]
         crops = [padded[:, d : d + 4, r : r + 4] for d in range(3) for r in range(3)]
         assert any(torch.equal(image, crop) for crop in crops)
 
