@@ -5,7 +5,7 @@ CORES ?= 8
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup reproduce test crash slurm lint clean
+.PHONY: setup reproduce test crash slurm kubernetes lint clean
 
 reproduce: $(READY)
 	$(BIN)/snakemake --cores $(CORES) all
@@ -21,6 +21,10 @@ crash: $(READY)
 slurm: $(READY)
 	$(BIN)/python -m pip install --quiet 'snakemake-executor-plugin-slurm>=2'
 	$(BIN)/pytest tests/test_slurm.py --slurm
+
+kubernetes: $(READY)
+	$(BIN)/python -m pip install --quiet snakemake-executor-plugin-kubernetes snakemake-storage-plugin-s3
+	$(BIN)/pytest tests/test_kubernetes.py --kubernetes
 
 lint: $(READY)
 	$(BIN)/ruff check .

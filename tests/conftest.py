@@ -29,8 +29,8 @@ needs_compiler = pytest.mark.skipif(not COMPILER, reason="torch.compile needs a 
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=1, help="how often a crash test kills each of its runs")
-
     parser.addoption("--slurm", action="store_true", help="run the workflow on a Slurm of this machine")
+    parser.addoption("--kubernetes", action="store_true", help="run the workflow on Kubernetes' executor and a bucket")
 
 
 @pytest.fixture(scope="session")
