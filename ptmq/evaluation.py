@@ -70,12 +70,12 @@ def score_recalibrated(
     The same training images for every width; a switch includes reading them.
     """
     chosen = recalibration_batches(len(train))
-    recalibrate(model, _augmented(train, chosen[:1], device))  # so that the first width is not charged a warm-up
+    recalibrate(model, augmented_batches(train, chosen[:1], device))  # so that the first width is not charged a warm-up
     lines = []
     for width in model.widths:
         start = time.perf_counter()
         model.set_bits(width.weight, width.activation)
-        count = recalibrate(model, _augmented(train, chosen, device))
+        count = recalibrate(model, augmented_batches(train, chosen, device))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         ms = 1000 * (time.perf_counter() - start)
@@ -85,7 +85,7 @@ def score_recalibrated(
     return lines
 
 
-def _augmented(train: Images, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+def augmented_batches(train: Images, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
     """The same changes of the same images whenever it is called."""
     generator = torch.Generator().manual_seed(0)
     return (train.augmented(index, generator).to(device) for index in batches)
