@@ -1,7 +1,7 @@
 """The C library's memory allocator, told to keep what is freed.
 
 By default glibc gives every large block back to the system at once and gets it anew, zeroed page by page, for the next
-feature map: steps on large feature maps then spend most of their time in the kernel (`snakemake bench` shows it).
+feature map: steps on large feature maps then spend most of their time in the kernel.
 """
 
 import ctypes

@@ -167,6 +167,7 @@ def block(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
         "ratio": {name: medians[name] / medians["fp_3" if "ptmq" in name else "fp_1"] for name in medians
                   if "fp" not in name},
         "compile_seconds": compiling,
+        "repeats": len(times[0]),
         "operators": operators(runs["ptmq"], device),
     }  # fmt: skip
 
@@ -185,7 +186,7 @@ def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
             start = time.perf_counter()
             method.calibrate(model, images, 0, None, lambda *_: None)
             seconds[layers] = min(seconds[layers], time.perf_counter() - start)
-    return {"steps": DEPTH_STEPS, "images": DEPTH_IMAGES, "seconds": seconds}
+    return {"steps": DEPTH_STEPS, "images": DEPTH_IMAGES, "seconds": seconds, "repeats": rounds}
 
 
 def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -210,6 +211,7 @@ def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     unprepared = statistics.median(switch(i, False) for i in range(SWITCHES))
     model.prepare()
     return {
+        "repeats": SWITCHES,
         "prepared_ms": statistics.median(switch(i, True) for i in range(SWITCHES)),
         "unprepared_ms": unprepared,
         "prepared_mib": model.prepared_mib,
@@ -230,7 +232,7 @@ def _steps_in_a_process(case: str, threads: int) -> float:
     step = Steps(*block_of(case, torch.device("cpu")), "ptmq", {})
     for _ in range(3):
         step()
-    BARRIER.wait()
+    BARRIER.wait(600)  # seconds: the other may have failed
     start = time.perf_counter()
     for _ in range(PROCESS_STEPS):
         step()
@@ -249,7 +251,7 @@ def processes(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
                     each = [pool.submit(_steps_in_a_process, kind, threads) for _ in range(count)]
                     taken[name].append(sum(future.result() for future in each))
         rates[kind] = {name: statistics.median(values) for name, values in taken.items()}
-    return {"steps_a_second": rates}
+    return {"steps_a_second": rates, "repeats": max(1, repeats // 30)}
 
 
 CASES: dict[str, Callable[[str, int, torch.device], dict[str, Any]]] = {
@@ -269,7 +271,6 @@ def measure(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     return {
         "format": record.FORMAT,
         "case": case,
-        "repeats": repeats,
         **result,
         "peak_mb": record.peak_mb(device),
         "environment": record.environment(device),

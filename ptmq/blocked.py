@@ -30,5 +30,5 @@ def flat(x: Tensor) -> Tensor:
 
 def parts(x: Tensor) -> Iterator[slice]:
     """Slices that together cover the elements of x."""
-    size = PART if x.device.type == "cpu" else x.numel()
+    size = PART if x.device.type == "cpu" else max(x.numel(), 1)
     return (slice(start, start + size) for start in range(0, x.numel(), size))

@@ -86,8 +86,9 @@ def _differentiate(
     if random is not None:
         torch.lerp(grad, grad_x, _kept(random, threshold, x.dtype), out=grad_x)
     # LSQ: d out / d step is (code - x/step) inside the range and the clipped code outside; both are
-    # (out - inside * x) / step, and a dropped element, where out = x, adds nothing.
-    return torch.dot(grad, out) - torch.dot(grad_x, x)
+    # (out - inside * x) / step, and a dropped element, where out = x, adds nothing. Summed as (out - x) + (x outside):
+    # the difference of the sums of out and of x would leave their rounding errors.
+    return torch.dot(grad, out - x) + torch.dot(grad - grad_x, x)
 
 
 @cache
@@ -148,5 +149,5 @@ def fake_quantize_activation(
     LSQ's 1 / sqrt(numel * (2^bits - 1)) · compiled: by torch.compile. Returns a tensor of x's shape.
     """
     if grad_scale is None:
-        grad_scale = (x.numel() * levels(bits)) ** -0.5
+        grad_scale = (max(x.numel(), 1) * levels(bits)) ** -0.5
     return _FakeQuantizeActivation.apply(x, step, zero_point, bits, keep, grad_scale, compiled)

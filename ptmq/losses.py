@@ -28,6 +28,8 @@ class _SquaredErrors(torch.autograd.Function):
     @staticmethod
     def forward(ctx, terms, *tensors):
         first = dense(tensors[0])
+        if any(tensor.shape != first.shape for tensor in tensors):  # what is read part by part would not notice
+            raise ValueError(f"features must have one shape. Got {', '.join(str(tuple(t.shape)) for t in tensors)}.")
         tensors = [laid_out_as(tensor, first) for tensor in (first, *tensors[1:])]
         ctx.terms = terms
         ctx.save_for_backward(*tensors)

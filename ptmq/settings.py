@@ -74,7 +74,7 @@ class ReconstructionSettings(StepSizeSettings):
     lr_step_size: float = 2e-3  # Adam, cosine to 0
     keep: float = 0.5  # probability that an activation of the block stays quantized (QDrop); 1 is no drop
     features_in_main_memory: bool = False  # not on the GPU: where they do not fit there, at the cost of time
-    compile: bool = False  # fake quantizers by torch.compile: faster steps after about 15 s; needs a C++ compiler
+    compile: bool = False  # fake quantizers by torch.compile: faster steps after some 20 s; needs a C++ compiler
     autocast: bool = False  # layers and products of the learning steps in bfloat16: another result, faster on a GPU
 
     def __post_init__(self):

@@ -114,3 +114,17 @@ def test_tensors_of_every_layout(view, monkeypatch):
         results.append((out.detach(), leaf.grad, step.grad))
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-4)
+
+
+def test_no_image_at_all_is_quantized_to_nothing():
+    out = fake_quantize_activation(torch.zeros(0, 3, 4, 4), torch.ones(1), 0, 4)
+    assert out.shape == (0, 3, 4, 4)
+
+
+def test_the_gradient_of_the_step_size_does_not_cancel():
+    x = torch.rand(2**21, generator=torch.Generator().manual_seed(0))
+    step = torch.tensor([1 / 255], requires_grad=True)
+    fake_quantize_activation(x, step, 0, 8, grad_scale=1.0).sum().backward()
+    scaled = x.double() / step.double()
+    exact = (torch.round(scaled) - scaled).sum()  # codes are all inside the range
+    torch.testing.assert_close(step.grad.double(), exact.view(1).detach(), rtol=0, atol=4.0)

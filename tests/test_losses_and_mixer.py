@@ -105,3 +105,9 @@ def test_the_analytic_gradients_of_the_distance_equal_autograd(layouts, monkeypa
         results.append((function(x, t).detach(), leaf.grad, teacher.grad))
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours, reference)
+
+
+def test_features_of_different_shapes_are_refused():
+    x = torch.zeros(32, 64, 8, 8)  # a whole part: slices of the longer one would fit
+    with pytest.raises(ValueError, match=r"one shape. Got \(32, 64, 8, 8\), \(64, 64, 8, 8\)"):
+        distance(x, torch.zeros(64, 64, 8, 8))

@@ -14,6 +14,7 @@ from tables import records_and_folder, write
 
 GOALS = {"convolution": 1.3, "transformer": 1.5}  # of a PTMQ step, in its three plain passes
 LARGEST = 6  # operators that are named
+HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++")  # so that they differ in grey
 STEPS = {"ptmq": "PTMQ", "ptmq_compiled": "PTMQ, compiled", "qdrop": "QDrop", "qdrop_compiled": "QDrop, compiled"}
 
 
@@ -72,11 +73,11 @@ def draw(blocks: list[dict], shares: pd.DataFrame, line: pd.DataFrame) -> plt.Fi
     left.margins(y=0.3)  # for the legend
     left.legend(fontsize="small", loc="upper left", ncols=2)
     below = np.zeros(len(shares))
-    for name, colour in zip(shares, [style[0] for style in STYLES.values()], strict=False):
-        middle.barh(names, shares[name], left=below, color=colour, label=name)
+    for name, style, hatch in zip(shares, STYLES.values(), HATCHES, strict=False):
+        middle.barh(names, shares[name], left=below, color=style[0], hatch=hatch, edgecolor="white", label=name)
         below += shares[name].to_numpy()
     middle.invert_yaxis()
-    middle.set_xlabel("share of a PTMQ step [%]")
+    middle.set_xlabel(f"share of a PTMQ step [%], {settings[0]}, not compiled")
     middle.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     right.plot(line.layers, line.seconds, "o", color="#D55E00", label="measured")
     right.plot(line.layers, line["straight line"], "--", color="black", label="straight line")
