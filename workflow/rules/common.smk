@@ -107,6 +107,14 @@ def scripts(*names):
     return [f"workflow/scripts/{name}.py" for name in names]
 
 
+def inside_results(parents):
+    """The files of MLflow's parent runs as paths inside the folder of results."""
+    return {
+        name: {kind: [os.path.relpath(path, OUT) for path in paths] for kind, paths in files.items()}
+        for name, files in parents.items()
+    }
+
+
 def outputs(folder, name):
     """The files of a table or of a figure."""
     return expand(

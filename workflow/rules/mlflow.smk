@@ -11,15 +11,6 @@ if PROFILE.get("verdict"):
     if MIXED:
         PARENTS["frontier"] = {"artifacts": FRONTIER, "records": MIXED}
 
-
-def in_root(parents):
-    """The same with paths inside the folder of results."""
-    return {
-        name: {kind: [os.path.relpath(path, OUT) for path in paths] for kind, paths in files.items()}
-        for name, files in parents.items()
-    }
-
-
 ARTIFACTS = [path for parent in PARENTS.values() for path in parent["artifacts"]]
 CHILDREN = [path for parent in PARENTS.values() for path in parent["records"]]
 
@@ -41,7 +32,7 @@ rule mlflow:
         uri=PROFILE.get("tracking_uri") or f"sqlite:///{OUT}/mlflow.db",
         profile=PROFILE["profile"],
         # where the results lie is known when the rule runs: in a bucket, they are fetched to elsewhere
-        parents=json.dumps(in_root(PARENTS)),
+        parents=json.dumps(inside_results(PARENTS)),
     shell:
         "printf '%s' {params.parents:q} | python workflow/scripts/log_mlflow.py --root {params.root}"
         " --uri {params.uri:q} --experiment {params.profile} --out {output} > {log} 2>&1"
