@@ -156,6 +156,16 @@ def test_tables_and_figures_of_nothing_but_the_ceiling(root):
     assert script("accuracy", "--runs", root / "runs.csv", "--out", root / "figures").returncode == 0
 
 
+def test_a_missing_seed_is_told_for_every_way_of_measuring(root):
+    body = record("any_precision", "multi", 0, {"W3A3": 70.0})
+    body["results"].append(body["results"][0] | {"mode": "truncated", "top1": 60.0})
+    add(root, body, "W3A3")
+    (root / "names").open("a").write("toy/any_precision/default/multi/seed1:W3A3\n")
+    table = report(root, "--partial").set_index(["method", "variant"])["W3A3"]
+    assert table["any_precision", "default"] == "70.00, 1 of 2 seeds, else not run"
+    assert table["any_precision", "default+truncated"] == "60.00, 1 of 2 seeds, else not run"
+
+
 def test_without_partial_a_missing_record_is_an_error(root):
     (root / "records/toy/qdrop/default/W3A3/seed0.json").unlink()
     assert script(

@@ -101,6 +101,17 @@ def rows_of_missing(root: Path, name: str, widths: list[str]) -> list[dict]:
     return rows
 
 
+def also_measured(rows: list[dict]) -> list[dict]:
+    """Rows of missing runs again, for every other way in which runs of their method and variant were measured."""
+    ways: dict[tuple, dict[str, None]] = {}
+    for row in rows:
+        variant, plus, _ = row["variant"].partition("+")
+        if plus:
+            ways.setdefault((row["backbone"], row["method"], variant), {})[row["variant"]] = None
+    missing = [(row, (row["backbone"], row["method"], row["variant"])) for row in rows if row["status"] != "done"]
+    return [row | {"variant": way} for row, key in missing for way in ways.get(key, ())]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
@@ -115,7 +126,7 @@ def main() -> None:
             rows += rows_of_missing(args.root, name, widths.split(","))
         else:
             rows += rows_of_record(args.root / "records" / f"{name}.json")
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows + also_measured(rows))
     whole = [c for c in WHOLE if c in table]
     table[whole] = table[whole].astype("Int64")  # rows of missing runs make pandas take them for floating point
     extra = sorted(set(table.columns) - set(COLUMNS))
