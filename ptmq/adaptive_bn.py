@@ -4,12 +4,13 @@ Every width has step sizes of its own; weights and BatchNorm parameters are shar
 do not fit another.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ptmq.bits import FP, BitWidth
+from ptmq.datasets import Images
 from ptmq.features import memory_format
 from ptmq.graph import NORMS
 from ptmq.layers import ActivationQuantizer
@@ -100,3 +101,9 @@ def recalibration_batches(count: int) -> Sequence[Tensor]:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[: BN_BATCH * BN_BATCHES]
     whole = len(order) // BN_BATCH * BN_BATCH
     return order[: whole or len(order)].split(BN_BATCH)
+
+
+def recalibration_images(train: Images, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Batches of training images by their indices, each read when it is asked for; augmented alike at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return (train.augmented(index, generator).to(device) for index in batches)

@@ -1,7 +1,7 @@
 """The evaluation stage: top-1 at every width in one pass over the images, written as a run record."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmq import record
-from ptmq.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches
+from ptmq.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches, recalibration_images
 from ptmq.backbones import get_backbone
 from ptmq.bits import FP, FULL_PRECISION
 from ptmq.calibration import open_images
@@ -70,12 +70,13 @@ def score_recalibrated(
     The same training images for every width; a switch includes reading them.
     """
     chosen = recalibration_batches(len(train))
-    recalibrate(model, augmented_batches(train, chosen[:1], device))  # so that the first width is not charged a warm-up
+    # so that the first width is not charged a warm-up
+    recalibrate(model, recalibration_images(train, chosen[:1], device))
     lines = []
     for width in model.widths:
         start = time.perf_counter()
         model.set_bits(width.weight, width.activation)
-        count = recalibrate(model, augmented_batches(train, chosen, device))
+        count = recalibrate(model, recalibration_images(train, chosen, device))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         ms = 1000 * (time.perf_counter() - start)
@@ -83,12 +84,6 @@ def score_recalibrated(
         switch = {"switch_images": count, "switch_ms": round(ms, 3)}
         lines.append(record.result(width, right, len(images), kl) | switch)
     return lines
-
-
-def augmented_batches(train: Images, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """The same changes of the same images whenever it is called."""
-    generator = torch.Generator().manual_seed(0)
-    return (train.augmented(index, generator).to(device) for index in batches)
 
 
 def save_outputs(path: Path, fp: Tensor, backbone: str, split: str) -> None:

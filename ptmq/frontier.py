@@ -1,5 +1,6 @@
 """The mixed-precision stage: accuracy against average bits and model size, and what a switch costs."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmq import mixed_precision, record
-from ptmq.adaptive_bn import recalibrate, recalibration_batches
+from ptmq.adaptive_bn import recalibrate, recalibration_batches, recalibration_images
 from ptmq.bit_operations import bit_operations
 from ptmq.bits import BitWidth
 from ptmq.calibration import calibration_index, open_images
@@ -68,10 +69,10 @@ def adaptive_bn_ms(network: nn.Module, train: Images, batches: Sequence[Tensor],
 
     batches: indices, each of a batch · Reading the images is part of it.
     """
-    generator = torch.Generator().manual_seed(0)
+    images = recalibration_images(train, itertools.cycle(batches), device)
 
-    def batch(i: int) -> None:
-        recalibrate(network, [train.augmented(batches[i % len(batches)], generator).to(device)])
+    def batch(_: int) -> None:
+        recalibrate(network, [next(images)])
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

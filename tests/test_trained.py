@@ -12,7 +12,7 @@ from baselines.any_precision import decode, quantize_activation, quantize_weight
 from baselines.multiquant import adaptive_label
 from baselines.robustquant import TARGET, kurtosis, regularized
 from ptmq import training
-from ptmq.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches
+from ptmq.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches, recalibration_images
 from ptmq.augmentation import flipped
 from ptmq.backbones import BACKBONES, Training
 from ptmq.bits import BitWidth
@@ -20,7 +20,7 @@ from ptmq.calibration import calibrate
 from ptmq.config import Run
 from ptmq.datasets import ImagesInMemory
 from ptmq.errors import InputError
-from ptmq.evaluation import augmented_batches, evaluate_fp, evaluate_model
+from ptmq.evaluation import evaluate_fp, evaluate_model
 from ptmq.methods import create
 from ptmq.saved import load_model
 from ptmq.trained import soft_cross_entropy
@@ -149,7 +149,7 @@ def test_images_that_statistics_are_re_estimated_on_are_augmented_alike_at_every
     images = labelled()
     images.augmentation = {"shift": 1, "flip": True, "border": "black"}
     batches = recalibration_batches(len(images))
-    one, two = (torch.cat(list(augmented_batches(images, batches, CPU))) for _ in range(2))
+    one, two = (torch.cat(list(recalibration_images(images, batches, CPU))) for _ in range(2))
     plain = images.batch(torch.cat(list(batches)))[0]
     assert torch.equal(one, two) and one.shape == plain.shape and not torch.equal(one, plain)
 
