@@ -172,11 +172,16 @@ def block(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def few(repeats: int) -> int:
+    """How often something is measured that takes minutes, where steps are measured `repeats` times."""
+    return max(1, repeats // 30)
+
+
 def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of a whole calibration against the depth of a CIFAR ResNet, in turn, the least of `repeats` / 30."""
+    """Seconds of a whole calibration against the depth of a CIFAR ResNet, in turn, the least of a few."""
     method = create("ptmq", {"steps": DEPTH_STEPS}, GROUPS.widths, GROUPS)
     blocks = get_backbone("resnet20").blocks
-    rounds = max(1, repeats // 30)
+    rounds = few(repeats)
     images = random_images("cifar10", DEPTH_IMAGES).to(device)
     seconds = dict.fromkeys(DEPTHS, float("inf"))
     for _ in range(rounds):
@@ -241,17 +246,17 @@ def _steps_in_a_process(case: str, threads: int) -> float:
 
 def processes(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     """PTMQ steps a second on a CPU: two processes with one thread each against one with two, in turn."""
-    layouts, rates = {"1x2": (1, 2), "2x1": (2, 1)}, {}
+    layouts, rates, rounds = {"1x2": (1, 2), "2x1": (2, 1)}, {}, few(repeats)
     for kind in ("resnet20-stage1", "mobilenet-inverted-residual", "deit-tiny-block"):
         taken: dict[str, list[float]] = {name: [] for name in layouts}
-        for _ in range(max(1, repeats // 30)):
+        for _ in range(rounds):
             for name, (count, threads) in layouts.items():
                 context = get_context("spawn")
                 with ProcessPoolExecutor(count, context, _share, (context.Barrier(count),)) as pool:
                     each = [pool.submit(_steps_in_a_process, kind, threads) for _ in range(count)]
                     taken[name].append(sum(future.result() for future in each))
         rates[kind] = {name: statistics.median(values) for name, values in taken.items()}
-    return {"steps_a_second": rates, "repeats": max(1, repeats // 30)}
+    return {"steps_a_second": rates, "repeats": rounds}
 
 
 CASES: dict[str, Callable[[str, int, torch.device], dict[str, Any]]] = {

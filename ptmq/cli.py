@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add(command("check", check, "check a profile and every method's settings"), "profile", "json")
     command("methods", methods, "list the methods and their settings")
     sub = command("bench", benchmark, "time learning steps against the FP passes that they contain")
-    add(sub, "case", "steps", "threads", "device")
+    add(sub, "case", "repeats", "threads", "device")
     sub.add_argument("--out", type=Path, help="where the record goes; else it is printed alone")
     return root
 
@@ -98,7 +98,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "device": {"default": "auto", "help": "cpu, cuda, or auto: cuda where there is one"},
     "threads": {"type": int, "default": 1, "help": "CPU threads"},
     "case": {"default": "resnet20-stage1", "help": "a block, such as resnet20-stage1; depth, switching or processes"},
-    "steps": {"type": int, "default": 30, "help": "timed repetitions"},
+    "repeats": {"type": int, "default": 30, "help": "timed repetitions"},
     "out": {"type": Path, "required": True, "help": "where the result goes"},
 }
 
@@ -351,8 +351,8 @@ def benchmark(args: argparse.Namespace) -> None:
     from ptmq.bench import lines, measure
     from ptmq.files import write_json
 
-    require(args.steps >= 1, "--steps", "at least 1", args.steps)
-    result = measure(args.case, args.steps, torch_device(args.device, args.threads))
+    require(args.repeats >= 1, "--repeats", "at least 1", args.repeats)
+    result = measure(args.case, args.repeats, torch_device(args.device, args.threads))
     if args.out:
         write_json(args.out, result)
     print("\n".join(lines(result)))

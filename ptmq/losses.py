@@ -46,12 +46,13 @@ class _SquaredErrors(torch.autograd.Function):
         tensors = ctx.saved_tensors
         grads = [torch.empty_like(tensor) if needed else None
                  for tensor, needed in zip(tensors, ctx.needs_input_grad[1:], strict=True)]  # fmt: skip
+        own = [[(weight, b if a == number else a) for weight, a, b in ctx.terms if number in (a, b)]
+               for number in range(len(tensors))]  # fmt: skip
         for where in parts(tensors[0]):
             values = [flat(tensor)[where] for tensor in tensors]
             for number, into in enumerate(grads):
                 if into is not None:
-                    own = [(w, b if a == number else a) for w, a, b in ctx.terms if number in (a, b)]
-                    pulls = ((values[number] - values[other]).mul_(2 * weight) for weight, other in own)
+                    pulls = ((values[number] - values[other]).mul_(2 * weight) for weight, other in own[number])
                     torch.mul(reduce(torch.Tensor.add_, pulls), grad, out=flat(into)[where])
         return None, *grads
 

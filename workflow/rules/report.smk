@@ -99,7 +99,7 @@ rule blocks:
     # Reconstruction error block by block, and the soft rounding values before and after learning.
     input:
         records=LEARNED,
-        code=scripts("blocks", "style"),
+        code=scripts("blocks", "style", "tables"),
     output:
         report(BLOCKS, category="Figures", caption="../captions/blocks.rst"),
         report(ROUNDING, category="Figures", caption="../captions/rounding.rst"),

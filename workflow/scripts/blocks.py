@@ -7,23 +7,19 @@ reconstruct layers have none at these widths. Written to blocks.* and rounding.*
 one standard deviation.
 """
 
-import argparse
-import json
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import OTHER, STYLES, label_of, order, save
+from tables import records_and_folder
 
 COLUMNS = ["backbone", "method", "seed", "unit", "width", "before", "after", "h_before", "h_after"]
 SHOWN = 2  # widths of the bit groups, lowest first
 
 
-def units(records: list[Path]) -> pd.DataFrame:
+def units(records: list[dict]) -> pd.DataFrame:
     """One row a record, unit and width, with the error after learning."""
     rows = []
-    for path in records:
-        record = json.loads(path.read_text())
+    for record in records:
         run = record["run"]
         shown = sorted(width for group in run["groups"].values() for width in group)[:SHOWN]
         for unit in record["units"]:
@@ -78,11 +74,8 @@ def draw_rounding(axes, rows: pd.DataFrame) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--records", type=Path, nargs="+", required=True)
-    args = parser.parse_args()
-    rows = units(args.records)
+    records, out = records_and_folder(__doc__)
+    rows = units(records)
     backbones = list(rows.backbone.unique())
     count = max(1, len(backbones))
     figure, axes = plt.subplots(count, SHOWN, figsize=(7 * SHOWN, 4.5 * count), squeeze=False, layout="constrained")
@@ -93,7 +86,7 @@ def main() -> None:
         for axis, width in zip(line, sorted(mine.width.unique()), strict=False):
             draw_errors(axis, mine[mine.width == width])
             axis.set_title(f"{backbone}, {width}")
-    save(figure, args.out / "blocks")
+    save(figure, out / "blocks")
     learned = rows[rows.h_after.notna() & (rows.method == "ptmq")]
     backbones = list(learned.backbone.unique())
     count = max(1, len(backbones))
@@ -103,7 +96,7 @@ def main() -> None:
     for axis, backbone in zip(axes.flat, backbones, strict=False):
         draw_rounding(axis, learned[learned.backbone == backbone])
         axis.set_title(f"{backbone}, PTMQ")
-    save(figure, args.out / "rounding")
+    save(figure, out / "rounding")
 
 
 if __name__ == "__main__":
