@@ -128,7 +128,7 @@ def test_a_person_can_calibrate_by_hand(weights, tmp_path, capsys):
 @needs_compiler
 def test_the_benchmark_compares_steps_with_plain_passes(tmp_path, capsys):
     out = tmp_path / "record.json"
-    assert main(["bench", "--case", "resnet20-stage3", "--steps", "2", "--out", str(out)]) == 0
+    assert main(["bench", "--case", "resnet20-stage3", "--repeats", "2", "--out", str(out)]) == 0
     measured = json.loads(out.read_text())
     assert set(measured["ratio"]) == {"qdrop", "ptmq", "qdrop_compiled", "ptmq_compiled"}
     assert all(ratio > 0 for ratio in measured["ratio"].values())
