@@ -15,6 +15,9 @@ from torch import Tensor
 
 from ptmq.blocked import dense, flat, laid_out_as, parts
 
+HALF = 0.5 + 2.0**-12  # of a step: rounding errors of float32 move what lies half way a little further
+Bounds = tuple[float, float]
+
 
 def levels(bits: int) -> int:
     """Largest code of an unsigned `bits`-wide grid."""
@@ -69,26 +72,35 @@ def keep_mask(like: Tensor, probability: float, generator: torch.Generator) -> T
     return draw_mask(like.numel(), probability, generator).like(torch.empty_like(like, device="meta"))
 
 
-def _quantize(x: Tensor, step: Tensor, low: int, high: int, random: Tensor | None, threshold: int, out: Tensor) -> None:
-    """Write the elements x into `out`, on the grid, but as they are where a random byte is not below the threshold."""
+def _quantize(
+    x: Tensor, step: Tensor, low: int, high: int, bounds: Bounds | None, random: Tensor | None, threshold: int,
+    out: Tensor,
+) -> None:  # fmt: skip
+    """Write the elements x, kept within the bounds, into `out`: on the grid where a random byte is below the threshold,
+    else as they are.
+    """
+    if bounds is not None:
+        x = x.clamp(*bounds)
     torch.div(x, step, out=out).round_().clamp_(low, high).mul_(step)
     if random is not None:
         torch.lerp(x, out, _kept(random, threshold, x.dtype), out=out)  # exact at 0 and 1
 
 
-def _differentiate(
-    x: Tensor, step: Tensor, low: int, high: int, random: Tensor | None, threshold: int,
-    out: Tensor, grad: Tensor, grad_x: Tensor,
-) -> Tensor:  # fmt: skip
+def _differentiate(x: Tensor, step: Tensor, bounds: Bounds | None, out: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
     """Write into `grad_x` the gradient of the elements x; returns that of the step size times the step size."""
-    # The gradient passes where the code did not saturate: low - 1/2 < x / step < high + 1/2.
-    torch.ops.aten.hardtanh_backward.grad_input(grad, x / step, low - 0.5, high + 0.5, grad_input=grad_x)
-    if random is not None:
-        torch.lerp(grad, grad_x, _kept(random, threshold, x.dtype), out=grad_x)
+    given, x = x, x if bounds is None else x.clamp(*bounds)
+    backward = torch.ops.aten.hardtanh_backward.grad_input
+    # The gradient passes where the code did not saturate, so that x moved by half a step at most, and where x was
+    # dropped, so that it did not move.
+    moved = out - x
+    backward(grad, moved / step, -HALF, HALF, grad_input=grad_x)
     # LSQ: d out / d step is (code - x/step) inside the range and the clipped code outside; both are
     # (out - inside * x) / step, and a dropped element, where out = x, adds nothing. Summed as (out - x) + (x outside):
     # the difference of the sums of out and of x would leave their rounding errors.
-    return torch.dot(grad, out - x) + torch.dot(grad - grad_x, x)
+    grad_step = torch.dot(grad, moved) + torch.dot(grad - grad_x, x)
+    if bounds is not None:
+        backward(grad_x, given, *bounds, grad_input=grad_x)
+    return grad_step
 
 
 @cache
@@ -101,14 +113,14 @@ class _FakeQuantizeActivation(torch.autograd.Function):
     """Forward and analytic backward of `fake_quantize_activation`; on a CPU each fetches its operands once."""
 
     @staticmethod
-    def forward(ctx, x, step, zero_point, bits, keep, grad_scale, compiled):
+    def forward(ctx, x, step, zero_point, bits, bounds, keep, grad_scale, compiled):
         x = dense(x)
-        ctx.grid = -zero_point, levels(bits) - zero_point
-        ctx.keep, ctx.grad_scale, ctx.compiled = keep, grad_scale, compiled
-        out = torch.empty_like(x)
+        ctx.bounds, ctx.grad_scale, ctx.compiled = bounds, grad_scale, compiled
+        out, grid = torch.empty_like(x), (-zero_point, levels(bits) - zero_point)
         kernel = _compiled(_quantize) if compiled else _quantize
         for where in _parts(ctx, x):
-            kernel(flat(x)[where], step, *ctx.grid, *_kept_of(keep, where), flat(out)[where])
+            random, threshold = (None, 0) if keep is None else (keep.bytes[where], keep.threshold)
+            kernel(flat(x)[where], step, *grid, bounds, random, threshold, flat(out)[where])
         ctx.save_for_backward(x, step, out)
         return out
 
@@ -118,19 +130,13 @@ class _FakeQuantizeActivation(torch.autograd.Function):
         grad, grad_x, grad_step = laid_out_as(grad, x), torch.empty_like(x), torch.zeros_like(step)
         kernel = _compiled(_differentiate) if ctx.compiled else _differentiate
         for where in _parts(ctx, x):
-            rest = (flat(tensor)[where] for tensor in (out, grad, grad_x))
-            grad_step += kernel(flat(x)[where], step, *ctx.grid, *_kept_of(ctx.keep, where), *rest)
-        return grad_x, grad_step / step * ctx.grad_scale, *[None] * 5
+            grad_step += kernel(flat(x)[where], step, ctx.bounds, *(flat(t)[where] for t in (out, grad, grad_x)))
+        return grad_x, grad_step / step * ctx.grad_scale, *[None] * 6
 
 
 def _parts(ctx, x: Tensor) -> Iterable[slice]:
     """What a kernel works on at a time: a compiled one goes through all elements in one loop."""
     return [slice(None)] if ctx.compiled else parts(x)
-
-
-def _kept_of(keep: KeepMask | None, where: slice) -> tuple[Tensor | None, int]:
-    """What a kernel is told of the mask of some elements."""
-    return (None, 0) if keep is None else (keep.bytes[where], keep.threshold)
 
 
 def fake_quantize_activation(
@@ -141,13 +147,15 @@ def fake_quantize_activation(
     keep: KeepMask | None = None,
     grad_scale: float | None = None,
     compiled: bool = False,
+    bounds: Bounds | None = None,
 ) -> Tensor:
     """Fake-quantize an activation per tensor, straight through, with the LSQ gradient of the step size.
 
     x: any shape · step: one element, (1,) · zero_point: a code, 0 .. 2^bits - 1 · keep: which elements are quantized
     while the others stay as they are (QDrop); None for all · grad_scale: the factor on the step's gradient, by default
-    LSQ's 1 / sqrt(numel * (2^bits - 1)) · compiled: by torch.compile. Returns a tensor of x's shape.
+    LSQ's 1 / sqrt(numel * (2^bits - 1)) · compiled: by torch.compile · bounds: what x is kept within before, such as a
+    ReLU's 0 and infinity, with the gradient of that. Returns a tensor of x's shape.
     """
     if grad_scale is None:
         grad_scale = (max(x.numel(), 1) * levels(bits)) ** -0.5
-    return _FakeQuantizeActivation.apply(x, step, zero_point, bits, keep, grad_scale, compiled)
+    return _FakeQuantizeActivation.apply(x, step, zero_point, bits, bounds, keep, grad_scale, compiled)

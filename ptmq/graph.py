@@ -1,7 +1,7 @@
 """From a network to a chain of quantized units, by rewriting its torch.fx graph.
 
-trace -> fold norms -> place activation quantizers -> replace layers -> cut into units.
-No backbone is written twice: whatever torch.fx can trace is quantized by these five steps.
+trace -> fold norms -> place activation quantizers -> replace layers -> absorb ReLUs -> cut into units.
+No backbone is written twice: whatever torch.fx can trace is quantized by these six steps.
 """
 
 import copy
@@ -300,6 +300,22 @@ def quantize_graph(
     graph.recompile()
 
 
+def absorb_relus(graph: fx.GraphModule) -> None:
+    """Leave every ReLU and ReLU6 that nothing but a quantizer reads to that quantizer: one pass over memory less."""
+    for node in list(graph.graph.nodes):
+        quantizer = module_of(graph, node)
+        if isinstance(quantizer, ActivationQuantizer) and len((relu := node.args[0]).users) == 1:
+            if calls(graph, relu, nn.ReLU, (F.relu, torch.relu), ("relu", "relu_")):
+                quantizer.relu = F.relu
+            elif calls(graph, relu, nn.ReLU6, (F.relu6,)):
+                quantizer.relu = F.relu6
+            else:
+                continue
+            node.args = (relu.args[0],)
+            graph.graph.erase_node(relu)
+    graph.recompile()
+
+
 def to_units(
     network: nn.Module,
     blocks: Sequence[str],
@@ -308,7 +324,7 @@ def to_units(
     edge_bits: int = 8,
     softmax: bool = False,
 ) -> list[tuple[str, fx.GraphModule]]:
-    """All five steps: the units of `network` in order, as (name, module), each with one input and one output."""
+    """All six steps: the units of `network` in order, as (name, module), each with one input and one output."""
     graph = fold_norms(trace(network))
     units = assign_units(graph, blocks)
     quantize_graph(
@@ -318,6 +334,7 @@ def to_units(
         lambda at_edge: ActivationQuantizer(widths_a, edge_bits if at_edge else None),
         softmax,
     )
+    absorb_relus(graph)
     members: dict[str, list[fx.Node]] = {}
     for node in graph.graph.nodes:
         if node.op not in ("placeholder", "output"):

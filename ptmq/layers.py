@@ -3,7 +3,8 @@
 Both hold one set of step sizes for every width they can take and work at the width selected last.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmq.bits import FP
-from ptmq.fake_quant import dequantize, draw_mask, fake_quantize_activation, levels
+from ptmq.fake_quant import Bounds, dequantize, draw_mask, fake_quantize_activation, levels
 from ptmq.rounding import Relaxation
 from ptmq.step_size import SEARCHES, SMALLEST_STEP, histogram
+
+# Activation functions that keep a value within bounds, and these.
+RELUS: dict[Callable, Bounds] = {F.relu: (0.0, math.inf), F.relu6: (0.0, 6.0)}
 
 
 def _require(bits: int, known: Sequence[int], what: str) -> None:
@@ -170,19 +174,20 @@ class ActivationQuantizer(nn.Module):
         self.step = nn.ParameterDict({str(bits): nn.Parameter(torch.ones(1)) for bits in self.widths})
         self.register_buffer("zero_point", torch.zeros(len(self.widths)))
         self.bits = FP
+        self.relu: Callable | None = None  # what it does to its input first, one of RELUS
         self.drop: Drop | None = None
         self._zero: dict[int, int] = {}  # zero points as Python numbers, so that a GPU need not be asked
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bits == FP:
-            return x
+            return x if self.relu is None else self.relu(x)
         x = x.to(self.step[str(self.bits)].dtype)  # under autocast layers put out bfloat16, too coarse for 8 bits
         keep, drop = None, self.drop
         if drop is not None and drop.keep < 1:
             keep = draw_mask(x.numel(), drop.keep, drop.generator)
         compiled = drop is not None and drop.compiled
-        step, zero_point = self.step[str(self.bits)], self._zero_at(self.bits)
-        return fake_quantize_activation(x, step, zero_point, self.bits, keep, compiled=compiled)
+        grid = self.step[str(self.bits)], self._zero_at(self.bits), self.bits
+        return fake_quantize_activation(x, *grid, keep, compiled=compiled, bounds=RELUS.get(self.relu))
 
     def set_bits(self, bits: int) -> None:
         """Select a width; FP passes the activation through."""

@@ -1,7 +1,10 @@
 """Fake quantization: QDrop's LSQ numbers, a plain autograd reference, and the drop mask."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import needs_compiler, vectors
 
 from ptmq import blocked
@@ -72,6 +75,35 @@ def test_the_analytic_backward_equals_autograd(bits, dropped, channels_last, com
         results.append((out.detach(), a.grad, step.grad))
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("name, bounds", [("relu", (0.0, math.inf)), ("relu6", (0.0, 6.0))])
+def test_bounds_are_the_activation_function_before(name, bounds, dropped, monkeypatch):
+    """To the last bit, gradients included; the range of the codes ends below 6."""
+    monkeypatch.setattr(blocked, "PART", 64)
+    generator = torch.Generator().manual_seed(0)
+    x, grad = 4 * torch.randn(5, 3, 4, 4, generator=generator), torch.randn(5, 3, 4, 4, generator=generator)
+    keep = draw_mask(x.numel(), 0.5, generator) if dropped else None
+    results = []
+    for given in (bounds, None):
+        leaf, step = x.clone().requires_grad_(), torch.tensor([0.35], requires_grad=True)
+        before = leaf if given else getattr(F, name)(leaf)
+        out = fake_quantize_activation(before, step, 0, 4, keep, bounds=given)
+        out.backward(grad)
+        results.append((out.detach(), leaf.grad, step.grad))
+    for ours, reference in zip(*results, strict=True):
+        assert torch.equal(ours, reference)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_gradient_passes_where_the_code_does_not_saturate(bits):
+    """For values all over the grid, the ends of its cells among them, and not beyond half a step outside it."""
+    step, cells = torch.tensor([0.1]), torch.arange(-2.0, 2**bits + 2, 1 / 16)
+    x = (cells * step).requires_grad_()
+    fake_quantize_activation(x, step, 0, bits).sum().backward()
+    inside, outside = (cells > -0.5) & (cells < levels(bits) + 0.5), (cells < -0.51) | (cells > levels(bits) + 0.51)
+    assert x.grad[inside].eq(1).all() and x.grad[outside].eq(0).all()
 
 
 def test_quantize_stays_on_the_grid():

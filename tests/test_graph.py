@@ -11,7 +11,7 @@ from ptmq.bench import SHAPES
 from ptmq.bit_operations import bit_operations
 from ptmq.bits import BitWidth
 from ptmq.errors import InputError
-from ptmq.graph import extract, fold_norms, to_units, trace
+from ptmq.graph import absorb_relus, extract, fold_norms, quantize_graph, to_units, trace
 from ptmq.layers import ActivationQuantizer, QuantizedLayer
 from ptmq.multibit import MultiBitModel
 
@@ -35,6 +35,40 @@ def test_quantizers_stand_where_a_deployment_quantizes():
     assert list(names) == ["stem", "blocks.0", "blocks.1", "head"]
     # a block: after its inner ReLU and after the ReLU of the sum; none before the sum; none on the logits
     assert [len(found) for found in names.values()] == [1, 2, 2, 0]
+
+
+def test_a_quantizer_does_the_relu_that_nothing_else_reads():
+    class Relus(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Conv2d(2, 2, 1) for _ in range(4))
+            self.relu6 = nn.ReLU6()
+
+        def forward(self, x):
+            x = F.relu(self.a(x))
+            x = self.relu6(self.b(x))
+            x = F.silu(self.c(x))
+            return self.d(x).sum((2, 3))
+
+    network, x = Relus(), 9 * torch.randn(4, 2, 3, 3)
+    model = MultiBitModel(network, ["b", "c"], [BitWidth(4, 4)])
+    assert [quantizer.relu for quantizer in model.quantizers] == [F.relu, F.relu6, None]
+    assert not any("relu" in str(node.target) for unit in model.units for node in unit.graph.graph.nodes
+                   if node.op in ("call_function", "call_module") and "quantizer" not in str(node.target))  # fmt: skip
+    torch.testing.assert_close(model(x), network(x))
+
+
+def test_a_relu_that_others_read_stays():
+    """As in a block whose sum takes the ReLU's output as it was before the layer behind it needed it quantized."""
+    graph = trace(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)))
+    quantize_graph(graph, dict.fromkeys(graph.graph.nodes, "all"), lambda layer, _: layer,
+                   lambda _: ActivationQuantizer([4]))  # fmt: skip
+    (quantizer,) = (m for m in graph.modules() if isinstance(m, ActivationQuantizer))
+    relu = next(node for node in graph.graph.nodes if node.target == "1")
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    output.args = ((output.args[0], relu),)
+    absorb_relus(graph)
+    assert quantizer.relu is None and relu in graph.graph.nodes
 
 
 def test_a_layer_without_an_activation_is_quantized_at_its_output():
