@@ -20,6 +20,7 @@ torch.set_num_threads(1)  # the tensors are tiny, and a busy machine makes two t
 ROOT = Path(__file__).parent.parent
 GROUPS = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
 
+QUICK = "methods={ptmq: {settings: {steps: 3}}}"  # of a run of the workflow
 PROJECT = ("Snakefile", "workflow", "ptmq", "baselines", "pyproject.toml", "environment.yml")
 
 
@@ -111,3 +112,18 @@ def copy_of_the_project(folder: Path) -> Path:
     profile["methods"] = {name: profile["methods"][name] for name in ("nearest_mse", "ptmq")}
     path.write_text(yaml.safe_dump(profile, sort_keys=False))
     return folder
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project after one run of everything. Who changes it puts it back, or changes a copy."""
+    folder = copy_of_the_project(tmp_path_factory.mktemp("project"))
+    done = snakemake(folder, "all", "--config", QUICK)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def copy_of_results(project: Path, folder: Path) -> Path:
+    """A copy of a project with its results, but for what MLflow has: it knows where it lies."""
+    ignore = shutil.ignore_patterns("mlflow", "mlflow.db", "mlflow.json")
+    return Path(shutil.copytree(project, folder, ignore=ignore))

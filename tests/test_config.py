@@ -206,7 +206,7 @@ def test_groups_are_ordered_by_their_widths():
     (["data", "--out", "x", "--dataset", "digit"], "dataset 'digit' is unknown. Did you mean 'digits'"),
     (["check"], "--profile is missing"),
     (["check", "--profile", "."], "profile '.' cannot be read: Is a directory"),
-    (["bench", "--steps", "0"], "--steps must be at least 1. Got 0."),
+    (["bench", "--repeats", "0"], "--repeats must be at least 1. Got 0."),
     (["bench", "--threads", "0"], "--threads must be at least 1. Got 0."),
     (["train", "--out", "x", "--backbone", "digits_resnet", "--set", "lr=[0.4"], "--set lr: '[0.4' is not a value in YAML"),
     (["train", "--out", "x", "--backbone", "digits_resnet", "--set", "batch_size=5000"], "batch_size must be at most the 1000 images. Got 5000."),
