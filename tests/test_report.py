@@ -247,6 +247,15 @@ def test_figures_are_drawn_in_three_formats(root):
     assert (root / "figures" / "accuracy.svg").read_text() == first, "the same data gives the same file"
 
 
+def test_the_legend_says_what_lies_below_the_axis(root):
+    add(root, record("flexround", "multi", 0, {"W3A3": 20.0, "W8A8": 30.0}), WIDTHS)
+    report(root)
+    for name in ("accuracy", "cost"):
+        assert script(name, "--runs", root / "runs.csv", "--out", root / "figures").returncode == 0
+        drawn = (root / "figures" / f"{name}.svg").read_text()
+        assert "FlexRound (below)" in drawn and "PTMQ" in drawn and "PTMQ (below)" not in drawn
+
+
 def log(root, uri) -> subprocess.CompletedProcess:
     """Log all records below a parent `accuracy`, and those in mixed/ below a parent `frontier`."""
     records, mixed = (

@@ -9,7 +9,7 @@ The mean over seeds with a band of ± one standard deviation; written as PDF, SV
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from style import OTHER, STYLES, label_of, order, save
+from style import OTHER, STYLES, label_of, legend, order, save
 from tables import runs_and_folder
 
 VARIANT_MARKERS = "d<>hp8vs^*PX1234"
@@ -73,7 +73,7 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
     axes.set_xticks(range(len(place)), [f"W{w}A{a}" for w, a in place])
     axes.set_ylabel("top-1 [%]")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def main() -> None:

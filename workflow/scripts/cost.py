@@ -7,7 +7,7 @@ cost.py --runs results/cifar10/runs.csv --out results/cifar10/figures
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from style import OTHER, STYLES, label_of, order, save
+from style import OTHER, STYLES, label_of, legend, order, save
 from tables import KEYS, cost, runs_and_folder, with_width
 
 WIDTHS = 2  # of the bit groups, lowest first
@@ -27,8 +27,8 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
         axes.plot([one, every], [y, y], color=colour, linewidth=0.8)
         if one < every:
             axes.plot([one], [y], color=colour, marker=marker, markerfacecolor="white", linestyle="none")
-        axes.errorbar([every], [y], spread, color=colour, marker=marker, linestyle="none", capsize=3,
-                      label=label_of(method))  # fmt: skip
+        axes.errorbar([every], [y], spread, color=colour, linestyle="none", capsize=3)
+        axes.plot([every], [y], color=colour, marker=marker, linestyle="none", label=label_of(method))
     shown = at.groupby("method").top1.agg(["mean", "std"]).fillna(0)
     if len(shown):
         top = (shown["mean"] + shown["std"]).max()
@@ -41,7 +41,7 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
     axes.set_xlabel("seconds of calibration: hollow for one, full for all widths")
     axes.set_ylabel("top-1 [%]")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small", loc="best")
+    legend(axes, loc="best")
 
 
 def main() -> None:
