@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ptmq.blocked import dense, flat, laid_out_as, parts
 
-HALF = 0.5 + 2.0**-12  # of a step: rounding errors of float32 move what lies half way a little further
+HALF = 0.5 + 2.0**-14  # of a step: float32's rounding errors, with codes up to 255, move what lies half way further
 Bounds = tuple[float, float]
 
 

@@ -108,7 +108,7 @@ def fold_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
     """Move a BatchNorm at inference into the convolution or linear layer before it."""
     source = node.args[0]
     layer = module_of(graph, source)
-    if not isinstance(layer, LAYERS) or len(source.users) > 1:
+    if not isinstance(layer, LAYERS):
         raise InputError(
             f"BatchNorm {str(node)!r} does not directly follow a convolution or linear layer "
             "of its own, so it cannot be folded. Use a backbone in the layer-norm-activation order."
@@ -301,17 +301,24 @@ def quantize_graph(
 
 
 def absorb_relus(graph: fx.GraphModule) -> None:
-    """Leave every ReLU and ReLU6 that nothing but a quantizer reads to that quantizer: one pass over memory less."""
+    """Leave ReLUs and ReLU6s that nothing but a quantizer reads to that quantizer: one pass over memory less.
+
+    Not where another node reads what enters one, too: in place it would change that.
+    """
     for node in list(graph.graph.nodes):
         quantizer = module_of(graph, node)
-        if isinstance(quantizer, ActivationQuantizer) and len((relu := node.args[0]).users) == 1:
+        if isinstance(quantizer, ActivationQuantizer):
+            relu = node.args[0]
+            source, *_ = relu.all_input_nodes
+            if len(relu.users) > 1 or len(source.users) > 1:
+                continue
             if calls(graph, relu, nn.ReLU, (F.relu, torch.relu), ("relu", "relu_")):
                 quantizer.relu = F.relu
             elif calls(graph, relu, nn.ReLU6, (F.relu6,)):
                 quantizer.relu = F.relu6
             else:
                 continue
-            node.args = (relu.args[0],)
+            node.args = (source,)
             graph.graph.erase_node(relu)
     graph.recompile()
 

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from conftest import needs_compiler, vectors
 
 from ptmq import blocked
+from ptmq.bits import FP
 from ptmq.fake_quant import KeepMask, dequantize, draw_mask, fake_quantize_activation, keep_mask, levels, quantize
+from ptmq.layers import ActivationQuantizer, Drop
 
 V = vectors("lsq")
 
@@ -97,6 +99,24 @@ def test_bounds_are_the_activation_function_before(name, bounds, dropped, compil
         results.append((out.detach(), leaf.grad, step.grad))
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours, reference, atol=1e-6 * compiled, rtol=1e-4 * compiled)
+
+
+@pytest.mark.parametrize("relu", [F.relu, F.relu6])
+@pytest.mark.parametrize("bits", [4, FP])
+def test_a_quantizer_with_a_relu_is_the_relu_and_a_quantizer(relu, bits):
+    x, grad = (4 * torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    results = []
+    for given in (relu, None):
+        quantizer = ActivationQuantizer([4])
+        quantizer.search_steps(x, "minmax")
+        quantizer.relu, quantizer.drop = given, Drop(0.5, torch.Generator().manual_seed(2))
+        quantizer.set_bits(bits)
+        leaf = x.clone().requires_grad_()
+        out = quantizer(leaf if given else relu(leaf))
+        out.backward(grad)
+        results.append((out.detach(), leaf.grad, quantizer.step["4"].grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert results[0][2] == results[1][2], "None in floating point"
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -59,7 +59,7 @@ def test_a_quantizer_does_the_relu_that_nothing_else_reads():
 
 
 def test_a_relu_that_others_read_stays():
-    """As in a block whose sum takes the ReLU's output as it was before the layer behind it needed it quantized."""
+    """No backbone has one: all readers of what is quantized read the quantizer."""
     graph = trace(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)))
     quantize_graph(graph, dict.fromkeys(graph.graph.nodes, "all"), lambda layer, _: layer,
                    lambda _: ActivationQuantizer([4]))  # fmt: skip
@@ -69,6 +69,38 @@ def test_a_relu_that_others_read_stays():
     output.args = ((output.args[0], relu),)
     absorb_relus(graph)
     assert quantizer.relu is None and relu in graph.graph.nodes
+
+
+class Skip(nn.Module):
+    """A ReLU in place changes what the sum reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.one, self.two, self.fc = (nn.Conv2d(2, 2, 1) for _ in range(4))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.fc(self.two(self.relu(self.one(self.relu(x)))) + x).sum((2, 3))
+
+
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = (nn.Conv2d(2, 2, 1) for _ in range(3))
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.three(torch.relu(input=self.two(self.relu(input=self.one(x))))).sum((2, 3))
+
+
+@pytest.mark.parametrize("network, absorbed", [(Skip(), 1), (Keyword(), 2)])
+def test_relus_are_absorbed_where_the_network_stays_the_same(network, absorbed):
+    x = torch.randn(8, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    expected = network(x.clone())
+    model = MultiBitModel(network, ["two"] if absorbed == 2 else ["first"], [BitWidth(8, 8)])
+    assert sum(quantizer.relu is not None for quantizer in model.quantizers) == absorbed
+    torch.testing.assert_close(model(x.clone()), expected)
 
 
 def test_a_layer_without_an_activation_is_quantized_at_its_output():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -18,7 +19,8 @@ def published() -> Path:
     the README shows. Without git the folder itself.
     """
     git = ["git", "-C", ROOT, "checkout-index", "--all", f"--prefix={COPY.name}/"]
-    return Path(COPY.name) if (ROOT / ".git").exists() and subprocess.run(git).returncode == 0 else ROOT
+    is_checkout = shutil.which("git") and (ROOT / ".git").exists()
+    return Path(COPY.name) if is_checkout and subprocess.run(git).returncode == 0 else ROOT
 
 
 HERE = published()
@@ -55,7 +57,7 @@ def test_the_ablations_are_the_committed_ones():
 
 
 def test_links_lead_somewhere():
-    pages = [HERE / "README.md", *(HERE / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     for page in pages:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
