@@ -108,7 +108,7 @@ def fold_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
     """Move a BatchNorm at inference into the convolution or linear layer before it."""
     source = node.args[0]
     layer = module_of(graph, source)
-    if not isinstance(layer, LAYERS):
+    if not isinstance(layer, LAYERS) or len(source.users) > 1:
         raise InputError(
             f"BatchNorm {str(node)!r} does not directly follow a convolution or linear layer "
             "of its own, so it cannot be folded. Use a backbone in the layer-norm-activation order."

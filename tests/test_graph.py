@@ -215,9 +215,22 @@ class Preactivation(nn.Module):
         return self.fc(self.conv(F.relu(self.norm(x))).mean((2, 3)))
 
 
+class SharedConvolution(nn.Module):
+    """Its convolution is read without its norm, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc((self.norm(x) + x).mean((2, 3)))
+
+
 @pytest.mark.parametrize(
     "network, blocks, message",
     [
+        (SharedConvolution(), ["conv"], "BatchNorm 'norm' does not directly follow"),
         (DataDependent(), ["x"], "DataDependent cannot be traced by torch.fx"),
         (Preactivation(), ["conv"], "BatchNorm 'norm' does not directly follow"),
         (Toy(), ["layers.*"], "no module of the backbone matches its blocks layers.*"),
