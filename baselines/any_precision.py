@@ -14,12 +14,12 @@ the publication trains a pre-activation network of its own from nothing; floatin
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ptmq.bits import FP
 from ptmq.errors import InputError
 from ptmq.fake_quant import levels
-from ptmq.graph import calls, module_of
+from ptmq.graph import module_of, relu_of
 from ptmq.methods import register
 from ptmq.trainable import TrainableLayer, TrainableModel
 from ptmq.trained import ALL_WIDTHS, TrainedMethod, soft_cross_entropy
@@ -82,11 +82,6 @@ def quantize_activation(x: Tensor, bits: int) -> Tensor:
     return _Activation.apply(x, bits)
 
 
-def is_relu(node: fx.Node, graph: fx.GraphModule) -> bool:
-    """True where a node of the graph applies a ReLU."""
-    return calls(graph, node, (nn.ReLU, nn.ReLU6), (nn.functional.relu, nn.functional.relu6, torch.relu), ("relu",))
-
-
 class AnyPrecisionLayer(TrainableLayer):
     """A layer with DoReFa's weights; at an edge in floating point."""
 
@@ -135,9 +130,8 @@ class AnyPrecisionModel(TrainableModel):
             norm_per_width=True,
         )
         for node in self.graph.graph.nodes:
-            if isinstance(module_of(self.graph, node), AnyPrecisionActivation) and not is_relu(
-                node.args[0], self.graph
-            ):
+            quantizer = module_of(self.graph, node)
+            if isinstance(quantizer, AnyPrecisionActivation) and relu_of(self.graph, node.args[0]) is None:
                 raise InputError(
                     f"any_precision clips to 0..1 what enters a layer, but what {str(node.args[0])!r} gives has both "
                     "signs. Leave the backbone out for this method (backbones: [...])."

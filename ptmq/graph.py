@@ -177,6 +177,13 @@ def is_activation(graph: fx.GraphModule, node: fx.Node) -> bool:
     return calls(graph, node, ACTIVATIONS, ACTIVATION_FUNCTIONS, ("relu", "relu_", "sigmoid"))
 
 
+def relu_of(graph: fx.GraphModule, node: fx.Node) -> Callable | None:
+    """F.relu or F.relu6 where a node applies that, else None."""
+    if calls(graph, node, nn.ReLU, (F.relu, torch.relu), ("relu",)):
+        return F.relu
+    return F.relu6 if calls(graph, node, nn.ReLU6, (F.relu6,)) else None
+
+
 def is_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
     """True where a node is a convolution or a linear layer."""
     return isinstance(module_of(graph, node), (*LAYERS, QuantizedLayer))
@@ -307,19 +314,11 @@ def absorb_relus(graph: fx.GraphModule) -> None:
     """
     for node in list(graph.graph.nodes):
         quantizer = module_of(graph, node)
-        if isinstance(quantizer, ActivationQuantizer):
-            relu = node.args[0]
-            source, *_ = relu.all_input_nodes
-            if len(relu.users) > 1 or len(source.users) > 1:
-                continue
-            if calls(graph, relu, nn.ReLU, (F.relu, torch.relu), ("relu", "relu_")):
-                quantizer.relu = F.relu
-            elif calls(graph, relu, nn.ReLU6, (F.relu6,)):
-                quantizer.relu = F.relu6
-            else:
-                continue
-            node.args = (source,)
-            graph.graph.erase_node(relu)
+        if isinstance(quantizer, ActivationQuantizer) and (function := relu_of(graph, relu := node.args[0])):
+            (source,) = relu.all_input_nodes
+            if len(relu.users) == len(source.users) == 1:
+                quantizer.relu, node.args = function, (source,)
+                graph.graph.erase_node(relu)
     graph.recompile()
 
 

@@ -3,7 +3,7 @@
 import re
 
 import pandas as pd
-from conftest import ROOT, copy_of_the_project, snakemake
+from conftest import QUICK, ROOT, copy_of_the_project, snakemake
 
 GUIDE = (ROOT / "docs" / "add_a_backbone.md").read_text()
 ENTRY, LINE = (re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)[0] for language in ("python", "yaml"))
@@ -17,7 +17,7 @@ def test_the_guide_adds_a_backbone(tmp_path):
     path.write_text(text.replace(start, start + ENTRY))
     profile = folder / "workflow/config/digits.yaml"
     profile.write_text(profile.read_text().replace("backbones:\n", "backbones:\n" + LINE))
-    quick = "methods={ptmq: {settings: {steps: 3}}}", "backbones={digits_efficientnet: {training: {epochs: 1}}}"
+    quick = QUICK, "backbones={digits_efficientnet: {training: {epochs: 1}}}"
     done = snakemake(folder, "results/digits/tables/accuracy.md", "--config", *quick)
     assert done.returncode == 0, done.stderr
     runs = pd.read_csv(folder / "results/digits/runs.csv")

@@ -9,10 +9,10 @@ import zipfile
 
 import pandas as pd
 import pytest
-from conftest import ROOT, copy_of_results, snakemake
+from conftest import QUICK, ROOT, copy_of_results, snakemake
 
 GUIDE = (ROOT / "docs" / "add_a_baseline.md").read_text()
-QUICK = "methods={ptmq: {settings: {steps: 3}}, absolute_error: {settings: {steps: 40}}}"
+WITH_IT = QUICK.removesuffix("}") + ", absolute_error: {settings: {steps: 40}}}"
 
 
 def blocks(language: str) -> list[str]:
@@ -67,7 +67,7 @@ def test_the_guide_adds_a_row(folder):
     (folder / path).write_text(FILE)
     append(folder / "workflow/rules/quantize.smk", RULE)
     configure(folder)
-    done = snakemake(folder, "all", "--config", QUICK)
+    done = snakemake(folder, "all", "--config", WITH_IT)
     assert done.returncode == 0, done.stderr
     assert "rule train" not in done.stderr and "rule ptmq" not in done.stderr, "only what is new is computed"
     table = (folder / "results/digits/tables/accuracy.md").read_text()
@@ -82,8 +82,8 @@ def test_a_method_of_another_package_adds_a_row(folder, tmp_path):
     append(folder / "workflow/rules/quantize.smk", PLUG_IN_RULE)
     configure(folder)
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    done = snakemake(folder, "all", "--config", QUICK, PYTHONPATH=path)
+    done = snakemake(folder, "all", "--config", WITH_IT, PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     assert set(rows(folder).status) == {"done"} and len(rows(folder)) == 2
-    missing = snakemake(folder, "-n", "all", "--config", QUICK, "seeds=[1]")
+    missing = snakemake(folder, "-n", "all", "--config", WITH_IT, "seeds=[1]")
     assert "method 'absolute_error' is unknown" in missing.stdout + missing.stderr, "without the package"

@@ -103,13 +103,16 @@ def rows_of_missing(root: Path, name: str, widths: list[str]) -> list[dict]:
 
 def also_measured(rows: list[dict]) -> list[dict]:
     """Rows of missing runs again, for every other way in which runs of their method and variant were measured."""
+
+    def kind(row: dict) -> tuple:
+        return row["backbone"], row["method"], row["variant"].partition("+")[0]
+
     ways: dict[tuple, dict[str, None]] = {}
     for row in rows:
-        variant, plus, _ = row["variant"].partition("+")
-        if plus:
-            ways.setdefault((row["backbone"], row["method"], variant), {})[row["variant"]] = None
-    missing = [(row, (row["backbone"], row["method"], row["variant"])) for row in rows if row["status"] != "done"]
-    return [row | {"variant": way} for row, key in missing for way in ways.get(key, ())]
+        if "+" in row["variant"]:
+            ways.setdefault(kind(row), {})[row["variant"]] = None
+    missing = [row for row in rows if row["status"] != "done"]
+    return [row | {"variant": way} for row in missing for way in ways.get(kind(row), ())]
 
 
 def main() -> None:
