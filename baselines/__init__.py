@@ -1,1 +1,1 @@
-"""Baseline methods, one file each; ptmq.methods finds them here."""
+"""Baseline methods, one file each; ptmq.methods.interface finds them here."""

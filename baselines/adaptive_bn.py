@@ -4,9 +4,9 @@ Nothing is learned and no label is needed, but a switch costs images and time: w
 BatchNorm pay, and PTMQ does not. Beside it the same network as it is, `no_recalibration`.
 """
 
-from ptmq.adaptive_bn import AdaptiveBNModel
-from ptmq.layers import QuantizedLayer
-from ptmq.methods import Method, register
+from ptmq.methods.interface import Method, register
+from ptmq.network.layers import QuantizedLayer
+from ptmq.training.adaptive_bn import AdaptiveBNModel
 
 
 @register

@@ -9,9 +9,9 @@ method of this suite; learning rate and steps are those of docs/defaults.md, not
 
 from dataclasses import dataclass
 
-from ptmq.errors import require
-from ptmq.methods import AdaptiveReconstruction, register
-from ptmq.settings import AdaptiveRoundingSettings
+from ptmq.common.errors import require
+from ptmq.common.settings import AdaptiveRoundingSettings
+from ptmq.methods.interface import AdaptiveReconstruction, register
 
 
 @dataclass(frozen=True)

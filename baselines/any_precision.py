@@ -16,13 +16,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ptmq.bits import FP
-from ptmq.errors import InputError
-from ptmq.fake_quant import levels
-from ptmq.graph import module_of, relu_of
-from ptmq.methods import register
-from ptmq.trainable import TrainableLayer, TrainableModel
-from ptmq.trained import ALL_WIDTHS, TrainedMethod, soft_cross_entropy
+from ptmq.common.bits import FP
+from ptmq.common.errors import InputError
+from ptmq.methods.interface import register
+from ptmq.methods.with_labels import ALL_WIDTHS, TrainedMethod, soft_cross_entropy
+from ptmq.network.graph import module_of, relu_of
+from ptmq.quantization.fake_quantization import levels
+from ptmq.training.model import TrainableLayer, TrainableModel
 
 EPSILON = torch.finfo(torch.float32).eps
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ptmq.bits import FULL_PRECISION
-from ptmq.errors import require
-from ptmq.features import joined, propagate, take
-from ptmq.methods import AdaptiveReconstruction, register
-from ptmq.settings import AdaptiveRoundingSettings
+from ptmq.common.bits import FULL_PRECISION
+from ptmq.common.errors import require
+from ptmq.common.settings import AdaptiveRoundingSettings
+from ptmq.methods.interface import AdaptiveReconstruction, register
+from ptmq.reconstruction.features import joined, propagate, take
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ptmq.errors import one_of, require
-from ptmq.fake_quant import levels
-from ptmq.methods import Reconstruction, register
-from ptmq.rounding import Relaxation
-from ptmq.settings import ReconstructionSettings
+from ptmq.common.errors import one_of, require
+from ptmq.common.settings import ReconstructionSettings
+from ptmq.methods.interface import Reconstruction, register
+from ptmq.quantization.fake_quantization import levels
+from ptmq.quantization.rounding import Relaxation
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Paper: Xu, Feng, Zhang, Wang, IJCAI 2022, https://doi.org/10.24963/ijcai.2022/504. Every step trains the lowest, the
 highest and a width drawn between them; step sizes are learned, one set a width (LSQ); labels adapt while the network
 trains, so that low widths, which cannot fit one-hot labels, do not pull the shared weights away from the high ones
-("vicious competition"). BatchNorm is re-estimated at every switch (ptmq/adaptive_bn.py).
+("vicious competition"). BatchNorm is re-estimated at every switch (ptmq/training/adaptive_bn.py).
 
 The paper's formula of the labels is not public, so this one is ours: the label of a width is p · t + (1 - p) · y, with
 y the true label, t what the next higher width that was run gives for the image, and p the probability in t of the true
@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptmq.adaptive_bn import AdaptiveBNModel
-from ptmq.bits import BitWidth
-from ptmq.errors import InputError
-from ptmq.methods import register
-from ptmq.trainable import LearnedStepLayer
-from ptmq.trained import ALL_WIDTHS, TrainedMethod, TrainedStepSizeSettings, soft_cross_entropy
+from ptmq.common.bits import BitWidth
+from ptmq.common.errors import InputError
+from ptmq.methods.interface import register
+from ptmq.methods.with_labels import ALL_WIDTHS, TrainedMethod, TrainedStepSizeSettings, soft_cross_entropy
+from ptmq.training.adaptive_bn import AdaptiveBNModel
+from ptmq.training.model import LearnedStepLayer
 
 STEP_SIZE_RATE = 0.01  # factor on the learning rate
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ptmq.errors import require
-from ptmq.methods import Method, register
-from ptmq.settings import StepSizeSettings
+from ptmq.common.errors import require
+from ptmq.common.settings import StepSizeSettings
+from ptmq.methods.interface import Method, register
 
 
 @dataclass(frozen=True)

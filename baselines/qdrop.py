@@ -6,7 +6,7 @@ Departures: step sizes start from BRECQ's search, as for every method (`step_siz
 rates and steps are those of docs/defaults.md, not 1e-3, 4e-5 and 20,000.
 """
 
-from ptmq.methods import AdaptiveReconstruction, register
+from ptmq.methods.interface import AdaptiveReconstruction, register
 
 
 @register

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptmq.backbones import Training
-from ptmq.errors import InputError, require
-from ptmq.methods import register
-from ptmq.trained import TrainedMethod, TrainedStepSizeSettings
+from ptmq.common.errors import InputError, require
+from ptmq.methods.interface import register
+from ptmq.methods.with_labels import TrainedMethod, TrainedStepSizeSettings
+from ptmq.models.backbones import Training
 
 TARGET = 1.8
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ptmq.errors import InputError, one_of, require
+from ptmq.common.errors import InputError, one_of, require
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,7 +108,7 @@ def torch_device(name: str, threads: int):
     """Set threads and allocator; return the torch device. Raises InputError where CUDA is asked for in vain."""
     import torch
 
-    from ptmq.allocator import keep_freed_memory
+    from ptmq.common.allocator import keep_freed_memory
 
     require(threads >= 1, "--threads", "at least 1", threads)
     torch.set_num_threads(threads)
@@ -149,8 +149,8 @@ def required(args: argparse.Namespace, *names: str) -> None:
 
 def training_of(backbone: str, values: dict[str, Any]):
     """The training settings of a backbone with some values replaced."""
-    from ptmq.backbones import get_backbone
-    from ptmq.settings import from_dict
+    from ptmq.common.settings import from_dict
+    from ptmq.models.backbones import get_backbone
 
     standard = get_backbone(backbone).training
     if standard is None:
@@ -165,8 +165,8 @@ def training_of(backbone: str, values: dict[str, Any]):
 # ---------------------------------------------------------------- the commands
 def data(args: argparse.Namespace) -> None:
     """Get a dataset; write a manifest with its hashes."""
-    from ptmq import datasets
-    from ptmq.files import write_json
+    from ptmq.common.files import write_json
+    from ptmq.data import datasets
 
     folder = datasets.data_folder(args.data_dir)
     write_json(args.out, {"dataset": args.dataset, "sha256": datasets.fetch(args.dataset, folder, args.offline)})
@@ -174,9 +174,9 @@ def data(args: argparse.Namespace) -> None:
 
 def weights(args: argparse.Namespace) -> None:
     """Get a public checkpoint; write it as safetensors under the network's own names."""
-    from ptmq.backbones import get_backbone
-    from ptmq.files import save_tensors, sha256
-    from ptmq.weights import fetch, load_state, read_checkpoint, weights_folder
+    from ptmq.common.files import save_tensors, sha256
+    from ptmq.models.backbones import get_backbone
+    from ptmq.models.checkpoints import fetch, load_state, read_checkpoint, weights_folder
 
     required(args, "backbone")
     backbone = get_backbone(args.backbone)
@@ -194,12 +194,12 @@ def train(args: argparse.Namespace) -> None:
     """Train a network; write its weights."""
     import torch
 
-    from ptmq import training
-    from ptmq.backbones import get_backbone
-    from ptmq.calibration import open_images
-    from ptmq.files import save_tensors
-    from ptmq.progress import Bar
-    from ptmq.record import code_hash, fingerprint
+    from ptmq.common.files import save_tensors
+    from ptmq.common.progress import Bar
+    from ptmq.models.backbones import get_backbone
+    from ptmq.suite.calibration import open_images
+    from ptmq.suite.run_record import code_hash, fingerprint
+    from ptmq.training import trainer as training
 
     required(args, "backbone")
     device = torch_device(args.device, args.threads)
@@ -227,7 +227,7 @@ def train(args: argparse.Namespace) -> None:
 
 def run_of(args: argparse.Namespace):
     """The run that `quantize` is asked for: --spec, or --profile and a choice from it."""
-    from ptmq.config import Run, read_profile, runs_of
+    from ptmq.suite.profile import Run, read_profile, runs_of
 
     if args.spec:
         run = Run.from_json(args.spec)
@@ -252,7 +252,7 @@ def run_of(args: argparse.Namespace):
 
 def quantize(args: argparse.Namespace) -> None:
     """Calibrate; write the model with everything its run record will need."""
-    from ptmq.calibration import calibrate
+    from ptmq.suite.calibration import calibrate
 
     required(args, "weights")
     run = run_of(args)
@@ -261,8 +261,8 @@ def quantize(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Top-1 at every width; write the run record."""
-    from ptmq.evaluation import evaluate_fp, evaluate_model
-    from ptmq.files import write_json
+    from ptmq.common.files import write_json
+    from ptmq.suite.evaluation import evaluate_fp, evaluate_model
 
     if (args.model is None) == (args.weights is None):
         raise InputError("give either --model (a calibrated model) or --weights and --backbone (an FP network).")
@@ -284,8 +284,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def mixed(args: argparse.Namespace) -> None:
     """Accuracy against average bits and size; write the frontier's record."""
-    from ptmq.files import write_json
-    from ptmq.frontier import frontier
+    from ptmq.common.files import write_json
+    from ptmq.suite.frontier import frontier
 
     required(args, "model", "weights")
     device = torch_device(args.device, args.threads)
@@ -302,10 +302,10 @@ def mixed(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Check a profile and the settings of all its runs; all mistakes are told at once."""
-    from ptmq.backbones import get_backbone
-    from ptmq.calibration import method_of
-    from ptmq.config import all_runs, read_profile, validate
-    from ptmq.datasets import DATASETS
+    from ptmq.data.datasets import DATASETS
+    from ptmq.models.backbones import get_backbone
+    from ptmq.suite.calibration import method_of
+    from ptmq.suite.profile import all_runs, read_profile, validate
 
     if args.json is None:
         required(args, "profile")
@@ -336,7 +336,7 @@ def methods(args: argparse.Namespace) -> None:
     """List the methods."""
     from dataclasses import fields
 
-    from ptmq.methods import BROKEN, discover
+    from ptmq.methods.interface import BROKEN, discover
 
     for name, method in sorted(discover().items()):
         print(f"{name:16} {(method.__doc__ or '').strip().splitlines()[0]}")
@@ -348,8 +348,8 @@ def methods(args: argparse.Namespace) -> None:
 
 def benchmark(args: argparse.Namespace) -> None:
     """Measure one case; write its record."""
-    from ptmq.bench import lines, measure
-    from ptmq.files import write_json
+    from ptmq.common.files import write_json
+    from ptmq.suite.bench import lines, measure
 
     require(args.repeats >= 1, "--repeats", "at least 1", args.repeats)
     result = measure(args.case, args.repeats, torch_device(args.device, args.threads))

@@ -13,8 +13,8 @@ import torch
 import yaml
 from torch import nn
 
-from ptmq.bits import BitGroups
-from ptmq.multibit import MultiBitModel
+from ptmq.common.bits import BitGroups
+from ptmq.network.model import MultiBitModel
 
 torch.set_num_threads(1)  # the tensors are tiny, and a busy machine makes two threads far slower than one
 ROOT = Path(__file__).parent.parent

@@ -18,11 +18,11 @@ import torch
 import yaml
 from conftest import ROOT
 
-from ptmq import datasets
-from ptmq.backbones import BACKBONES
 from ptmq.cli import main
-from ptmq.config import Run
-from ptmq.files import load_tensors, save_tensors
+from ptmq.common.files import load_tensors, save_tensors
+from ptmq.data import datasets
+from ptmq.models.backbones import BACKBONES
+from ptmq.suite.profile import Run
 
 DIGITS = yaml.safe_load((ROOT / "workflow/config/digits.yaml").read_text())
 DIGITS["methods"] |= {"adaround": {"per_width": True}, "brecq": {"per_width": True}, "qdrop": {"per_width": True}}
@@ -258,7 +258,7 @@ def test_a_results_folder_that_cannot_be_written_is_told(world, tmp_path, capsys
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
 def test_out_of_memory_names_the_batch_size(error, world, tmp_path, monkeypatch, capsys):
-    from ptmq.reconstruct import Learner
+    from ptmq.reconstruction.engine import Learner
 
     def step(learner):
         raise error
@@ -280,7 +280,7 @@ def test_a_machine_without_a_compiler_is_told_of_compile(world, tmp_path):
 
 
 def test_an_error_of_ours_keeps_its_traceback(world, tmp_path, monkeypatch):
-    from ptmq.reconstruct import Learner
+    from ptmq.reconstruction.engine import Learner
 
     monkeypatch.setattr(Learner, "step", lambda learner: torch.ones(2) @ torch.ones(3))
     argv = [part.replace("{world}/new", str(tmp_path)).replace("{world}", str(world)) for part in quantize()]
@@ -295,7 +295,7 @@ class Malicious:
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, monkeypatch, capsys):
     """Of a training that was interrupted: the only pickle that the suite reads back."""
-    from ptmq.training import State
+    from ptmq.training.trainer import State
 
     monkeypatch.chdir(tmp_path)
     Path("training.pt").write_bytes(pickle.dumps(Malicious()))
@@ -308,7 +308,7 @@ def test_what_was_there_before_stays_when_a_write_fails(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_tensors(path, {"a": torch.ones(2)}, None)
     monkeypatch.setattr(
-        "ptmq.files.save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        "ptmq.common.files.save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(ValueError, match="cannot be written: No space left on device"):
         save_tensors(path, {"a": torch.zeros(2)}, None)

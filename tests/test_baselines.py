@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from conftest import toy_model, vectors
 
 from baselines.flexround import ElementwiseDivision
-from ptmq.bits import BitWidth
-from ptmq.errors import InputError
-from ptmq.features import Features, propagate
-from ptmq.methods import create
-from ptmq.reconstruct import Checkpoint, Learner, Random, count_steps
+from ptmq.common.bits import BitWidth
+from ptmq.common.errors import InputError
+from ptmq.methods.interface import create
+from ptmq.reconstruction.engine import Checkpoint, Learner, Random, count_steps
+from ptmq.reconstruction.features import Features, propagate
 
 W3, W3A32 = BitWidth(3, 3), BitWidth(3, 32)
 V = vectors("flexround")
@@ -110,7 +110,7 @@ def test_adaround_learns_layers_with_their_activation_function():
 
 def test_adaround_sees_the_quantized_layers_before(images):
     """The input of the second convolution changes with the first one's rounding; the target does not."""
-    from ptmq.features import part_features
+    from ptmq.reconstruction.features import part_features
 
     model = toy_model([W3])
     model.search_steps(images, "minmax")

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, copy_of_the_project, snakemake
 from test_report import add, log, record, script
 
-from ptmq.files import write_json
+from ptmq.common.files import write_json
 
 JOBS, RECORDS, TIMES = 8, 6, 40
 

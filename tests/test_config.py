@@ -7,10 +7,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from ptmq.bits import BitGroups, BitWidth
 from ptmq.cli import main
-from ptmq.config import Run, all_runs, read_profile, validate
-from ptmq.errors import InputError
+from ptmq.common.bits import BitGroups, BitWidth
+from ptmq.common.errors import InputError
+from ptmq.suite.profile import Run, all_runs, read_profile, validate
 
 PROFILES = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
 DIGITS = yaml.safe_load((ROOT / "workflow" / "config" / "digits.yaml").read_text())
@@ -98,7 +98,7 @@ def test_nested_command_line_values_arrive_as_text():
     profile["seeds"] = ["1", "2"]
     runs = all_runs(validate(profile))
     assert {run.seed for run in runs} == {1, 2}
-    from ptmq.calibration import method_of
+    from ptmq.suite.calibration import method_of
 
     settings = method_of(runs[0]).settings
     assert (settings.steps, settings.lr_rounding, settings.mfm, settings.gd_detach) == (3, 0.5, "2", False)

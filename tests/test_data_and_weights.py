@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from ptmq import datasets, weights
-from ptmq.backbones import BACKBONES, Checkpoint
-from ptmq.errors import InputError
-from ptmq.files import save_tensors
+from ptmq.common.errors import InputError
+from ptmq.common.files import save_tensors
+from ptmq.data import datasets
+from ptmq.models import checkpoints as weights
+from ptmq.models.backbones import BACKBONES, Checkpoint
 
 
 def test_digits_splits_are_fixed_and_apart():
@@ -54,7 +55,7 @@ def test_folders_come_from_the_profile_then_the_environment(monkeypatch):
 
 
 def checkpoint_of(path, **changes) -> Checkpoint:
-    from ptmq.files import sha256
+    from ptmq.common.files import sha256
 
     return Checkpoint(
         **({"file": path.name, "url": "https://example.org/w", "sha256": sha256(path), "source": "test"} | changes)

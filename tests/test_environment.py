@@ -39,9 +39,11 @@ def imported_by(statement: str) -> set[str]:
 
 
 def test_the_library_needs_neither_snakemake_nor_mlflow():
-    loaded = imported_by("import ptmq.cli, ptmq.calibration, ptmq.evaluation, ptmq.training, ptmq.bench")
+    loaded = imported_by(
+        "import ptmq.cli, ptmq.suite.calibration, ptmq.suite.evaluation, ptmq.training.trainer, ptmq.suite.bench"
+    )
     assert not loaded & {"snakemake", "mlflow", "pandas", "matplotlib"}
 
 
 def test_the_workflow_reads_profiles_without_torch():
-    assert not imported_by("import ptmq.config, ptmq.backbones") & {"torch", "timm", "torchvision"}
+    assert not imported_by("import ptmq.suite.profile, ptmq.models.backbones") & {"torch", "timm", "torchvision"}

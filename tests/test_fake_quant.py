@@ -7,10 +7,18 @@ import torch
 import torch.nn.functional as F
 from conftest import needs_compiler, vectors
 
-from ptmq import blocked
-from ptmq.bits import FP
-from ptmq.fake_quant import KeepMask, dequantize, draw_mask, fake_quantize_activation, keep_mask, levels, quantize
-from ptmq.layers import ActivationQuantizer, Drop
+from ptmq.common.bits import FP
+from ptmq.network.layers import ActivationQuantizer, Drop
+from ptmq.quantization import tiles as blocked
+from ptmq.quantization.fake_quantization import (
+    KeepMask,
+    dequantize,
+    draw_mask,
+    fake_quantize_activation,
+    keep_mask,
+    levels,
+    quantize,
+)
 
 V = vectors("lsq")
 

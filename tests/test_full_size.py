@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from ptmq.backbones import BACKBONES
-from ptmq.bench import SHAPES
-from ptmq.bits import BitGroups
-from ptmq.methods import create
-from ptmq.multibit import MultiBitModel
+from ptmq.common.bits import BitGroups
+from ptmq.methods.interface import create
+from ptmq.models.backbones import BACKBONES
+from ptmq.network.model import MultiBitModel
+from ptmq.suite.bench import SHAPES
 
 
 @pytest.mark.parametrize("name", sorted(n for n, entry in BACKBONES.items() if entry.dataset == "imagenet"))

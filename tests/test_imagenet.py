@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ptmq import datasets
-from ptmq.backbones import BACKBONES, Preprocessing
-from ptmq.errors import InputError
-from ptmq.imagenet import ImageFiles, files_of, listing_sha256
+from ptmq.common.errors import InputError
+from ptmq.data import datasets
+from ptmq.data.imagenet import ImageFiles, files_of, listing_sha256
+from ptmq.models.backbones import BACKBONES, Preprocessing
 
 RESNET = BACKBONES["resnet18"]
 

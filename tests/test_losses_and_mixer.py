@@ -4,8 +4,10 @@ import pytest
 import torch
 from conftest import vectors
 
-from ptmq import blocked, losses, mixer
-from ptmq.losses import distance
+from ptmq.methods import mixer
+from ptmq.quantization import tiles as blocked
+from ptmq.reconstruction import losses
+from ptmq.reconstruction.losses import distance
 
 V = vectors("losses")
 

@@ -7,19 +7,19 @@ import pytest
 import torch
 from conftest import GROUPS, toy_model, toy_network
 
-from ptmq import methods
-from ptmq.backbones import BACKBONES
-from ptmq.bits import BitGroups, BitWidth
-from ptmq.datasets import ImagesInMemory
-from ptmq.errors import InputError
-from ptmq.layers import ActivationQuantizer
-from ptmq.methods import METHODS, AdaptiveReconstruction, Task, create, discover
-from ptmq.multibit import MultiBitModel
-from ptmq.reconstruct import Checkpoint, reconstruct
-from ptmq.record import code_hash
-from ptmq.rounding import RoundingPerWidth
-from ptmq.saved import load_model, save_model
-from ptmq.trained import TrainedMethod
+from ptmq.common.bits import BitGroups, BitWidth
+from ptmq.common.errors import InputError
+from ptmq.data.datasets import ImagesInMemory
+from ptmq.methods import interface as methods
+from ptmq.methods.interface import METHODS, AdaptiveReconstruction, Task, create, discover
+from ptmq.methods.with_labels import TrainedMethod
+from ptmq.models.backbones import BACKBONES
+from ptmq.network.layers import ActivationQuantizer
+from ptmq.network.model import MultiBitModel
+from ptmq.network.serialization import load_model, save_model
+from ptmq.quantization.rounding import RoundingPerWidth
+from ptmq.reconstruction.engine import Checkpoint, reconstruct
+from ptmq.suite.run_record import code_hash
 
 discover()
 W3 = BitWidth(3, 3)

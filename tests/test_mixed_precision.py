@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from conftest import GROUPS, toy_model
 
-from ptmq.bit_operations import bit_operations
-from ptmq.bits import BitWidth
-from ptmq.errors import InputError
-from ptmq.mixed_precision import Choices, apply, measure, search
+from ptmq.common.bits import BitWidth
+from ptmq.common.errors import InputError
+from ptmq.suite.bit_operations import bit_operations
+from ptmq.suite.mixed_precision import Choices, apply, measure, search
 
 W3, W4, W8 = (BitWidth(b, b) for b in (3, 4, 8))
 

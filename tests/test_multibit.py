@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import GROUPS, ROOT, toy_model, toy_network
 
-from ptmq.backbones import BACKBONES
-from ptmq.bits import BitWidth
-from ptmq.errors import InputError
-from ptmq.methods import create
-from ptmq.multibit import MultiBitModel
-from ptmq.saved import DESCRIPTION, TENSORS, load_model, save_model
+from ptmq.common.bits import BitWidth
+from ptmq.common.errors import InputError
+from ptmq.methods.interface import create
+from ptmq.models.backbones import BACKBONES
+from ptmq.network.model import MultiBitModel
+from ptmq.network.serialization import DESCRIPTION, TENSORS, load_model, save_model
 
 NEAREST = create("nearest_mse", {}, GROUPS.widths)
 
@@ -100,7 +100,7 @@ def test_a_model_that_was_used_can_be_moved_or_cast(model, images):
 
 SCRIPT = """
 import sys, torch, json
-from ptmq.saved import load_model
+from ptmq.network.serialization import load_model
 model, info = load_model(sys.argv[1])
 x = torch.load(sys.argv[2], weights_only=True)
 out = {}

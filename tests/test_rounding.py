@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from conftest import vectors
 
-from ptmq.losses import distance
-from ptmq.rounding import AdaptiveRounding, fractional_part, rectified_sigmoid, rounding_regularizer
-from ptmq.settings import AdaptiveRoundingSettings
+from ptmq.common.settings import AdaptiveRoundingSettings
+from ptmq.quantization.rounding import AdaptiveRounding, fractional_part, rectified_sigmoid, rounding_regularizer
+from ptmq.reconstruction.losses import distance
 
 V = vectors("adaptive_rounding")
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from conftest import ROOT, needs_compiler
 
-from ptmq import training
-from ptmq.augmentation import shifted
-from ptmq.backbones import Training
-from ptmq.calibration import calibrate, open_images
 from ptmq.cli import main
-from ptmq.config import Run
-from ptmq.errors import InputError
-from ptmq.evaluation import evaluate_fp, evaluate_model
-from ptmq.files import load_tensors, save_tensors
-from ptmq.saved import load_model
+from ptmq.common.errors import InputError
+from ptmq.common.files import load_tensors, save_tensors
+from ptmq.models.backbones import Training
+from ptmq.network.serialization import load_model
+from ptmq.suite.calibration import calibrate, open_images
+from ptmq.suite.evaluation import evaluate_fp, evaluate_model
+from ptmq.suite.profile import Run
+from ptmq.training import trainer as training
+from ptmq.training.augmentation import shifted
 
 CPU = torch.device("cpu")
 RUN = Run("p", "digits", "digits_resnet", "ptmq", "default", ("W3A3", "W5A5", "W8A8"),
@@ -95,8 +95,8 @@ def test_the_record_says_what_was_measured(folder):
 
 
 def test_changed_code_does_not_take_up_an_unfinished_run():
-    from ptmq import record
-    from ptmq.methods import METHODS, discover
+    from ptmq.methods.interface import METHODS, discover
+    from ptmq.suite import run_record as record
 
     discover()
     assert record.code_hash(METHODS["ptmq"]) != record.code_hash(METHODS["qdrop"])
@@ -144,7 +144,7 @@ def test_a_switch_is_measured_with_and_without_preparation(tmp_path):
 
 
 def test_every_block_kind_of_the_benchmark_has_its_jobs():
-    from ptmq.bench import BLOCKS
+    from ptmq.suite.bench import BLOCKS
 
     rules = (ROOT / "workflow/rules/bench.smk").read_text()
     assert all(f'"{case}",' in rules for case in BLOCKS)

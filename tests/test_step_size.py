@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import vectors
 
-from ptmq import step_size
-from ptmq.fake_quant import dequantize, quantize
+from ptmq.quantization import step_size
+from ptmq.quantization.fake_quantization import dequantize, quantize
 
 BRECQ, QDROP = vectors("step_size"), vectors("lsq")
 

@@ -11,19 +11,19 @@ from torch import nn
 from baselines.any_precision import decode, quantize_activation, quantize_weight, scale_of, weight_codes
 from baselines.multiquant import adaptive_label
 from baselines.robustquant import TARGET, kurtosis, regularized
-from ptmq import training
-from ptmq.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches, recalibration_images
-from ptmq.augmentation import flipped
-from ptmq.backbones import BACKBONES, Training
-from ptmq.bits import BitWidth
-from ptmq.calibration import calibrate
-from ptmq.config import Run
-from ptmq.datasets import ImagesInMemory
-from ptmq.errors import InputError
-from ptmq.evaluation import evaluate_fp, evaluate_model
-from ptmq.methods import create
-from ptmq.saved import load_model
-from ptmq.trained import soft_cross_entropy
+from ptmq.common.bits import BitWidth
+from ptmq.common.errors import InputError
+from ptmq.data.datasets import ImagesInMemory
+from ptmq.methods.interface import create
+from ptmq.methods.with_labels import soft_cross_entropy
+from ptmq.models.backbones import BACKBONES, Training
+from ptmq.network.serialization import load_model
+from ptmq.suite.calibration import calibrate
+from ptmq.suite.evaluation import evaluate_fp, evaluate_model
+from ptmq.suite.profile import Run
+from ptmq.training import trainer as training
+from ptmq.training.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches, recalibration_images
+from ptmq.training.augmentation import flipped
 
 CPU = torch.device("cpu")
 WIDTHS = [BitWidth(b, b) for b in (3, 4, 8)]
@@ -394,7 +394,7 @@ def test_training_spreads_the_weights(fp, tmp_path):
 
 
 def test_a_network_with_nothing_to_regularize_is_said():
-    from ptmq.methods import Task
+    from ptmq.methods.interface import Task
 
     task = Task(nn.Linear(2, 2), [], labelled(), torch.arange(4), 0, CPU, None, "")
     with pytest.raises(InputError, match="there are no others"):

@@ -49,10 +49,10 @@ OF_PTMQ = {"evaluate", "blocks", "mixed", "frontier"}
 
 @pytest.mark.parametrize("file, reruns", [
     ("baselines/nearest.py", {"nearest", "evaluate"} | SUMMARY),
-    ("ptmq/ptmq.py", {"ptmq"} | OF_PTMQ | SUMMARY),
+    ("ptmq/methods/ptmq.py", {"ptmq"} | OF_PTMQ | SUMMARY),
     ("ptmq/models/cifar_resnet.py", {"train", "fp32", "ptmq", "nearest"} | OF_PTMQ | SUMMARY),
-    ("ptmq/losses.py", {"ptmq", "nearest"} | OF_PTMQ | SUMMARY),
-    ("ptmq/frontier.py", {"mixed", "frontier", "verdict", "mlflow", "all"}),
+    ("ptmq/reconstruction/losses.py", {"ptmq", "nearest"} | OF_PTMQ | SUMMARY),
+    ("ptmq/suite/frontier.py", {"mixed", "frontier", "verdict", "mlflow", "all"}),
     ("workflow/scripts/accuracy.py", {"accuracy", "mlflow", "all"}),
     ("workflow/published.yaml", {"verdict", "mlflow", "all"}),
 ])  # fmt: skip
@@ -76,7 +76,7 @@ def test_another_setting_reruns_its_method_alone(project):
 
 
 def test_the_calibrated_model_can_be_taken_away(project):
-    from ptmq.saved import load_model
+    from ptmq.network.serialization import load_model
 
     model, info = load_model(project / "results/digits/models/digits_resnet/ptmq/default/multi/seed0")
     model.set_bits(3, 3)

@@ -15,9 +15,9 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, workflow.basedir)
 # the rules' `python` is the one that runs Snakemake, whether or not its environment was activated
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
-from ptmq.backbones import BACKBONES
-from ptmq.config import FP32, all_runs, validate
-from ptmq.errors import InputError
+from ptmq.models.backbones import BACKBONES
+from ptmq.suite.profile import FP32, all_runs, validate
+from ptmq.common.errors import InputError
 
 try:
     PROFILE = validate(config)

@@ -44,7 +44,7 @@ use rule quantize as nearest with:
 use rule quantize as ptmq with:
     input:
         **rules.quantize.input,
-        method="ptmq/ptmq.py",
+        method="ptmq/methods/ptmq.py",
     wildcard_constraints:
         method="ptmq",
 

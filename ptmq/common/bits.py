@@ -1,0 +1,82 @@
+"""Bit-widths and bit groups: what a network can switch between."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from ptmq.common.errors import InputError
+
+FP = 32  # the width that stands for "not quantized"
+FEWEST_GROUPS, MOST_GROUPS = 2, 4
+
+
+@dataclass(frozen=True, order=True)
+class BitWidth:
+    """Weight and activation width of one configuration, in bits: 2..8, or 32 for floating point."""
+
+    weight: int
+    activation: int
+
+    def __post_init__(self):
+        for field in ("weight", "activation"):
+            bits = getattr(self, field)
+            if not isinstance(bits, int) or (bits != FP and not 2 <= bits <= 8):
+                raise InputError(f"{field} bits must be 2..8, or 32 for floating point. Got {bits}.")
+
+    def __str__(self) -> str:
+        return f"W{self.weight}A{self.activation}"
+
+    @classmethod
+    def parse(cls, text: "str | BitWidth") -> "BitWidth":
+        """Read 'W4A6'. Raises InputError for anything else."""
+        if isinstance(text, BitWidth):
+            return text
+        match = re.fullmatch(r"[Ww](\d+)[Aa](\d+)", str(text))
+        if not match:
+            raise InputError(f"width {text!r} must look like W4A4 (weight bits, activation bits).")
+        return cls(int(match[1]), int(match[2]))
+
+
+FULL_PRECISION = BitWidth(FP, FP)
+
+
+class BitGroups:
+    """The set B of widths split into groups, lowest first: Low, Medium and High in PTMQ (figure 1).
+
+    Every step of the calibration draws one width from each group.
+    """
+
+    def __init__(self, *groups: Sequence["str | BitWidth"]):
+        if not FEWEST_GROUPS <= len(groups) <= MOST_GROUPS:
+            raise InputError(f"bit groups must be {FEWEST_GROUPS} to {MOST_GROUPS}. Got {len(groups)}.")
+        if not all(groups):
+            raise InputError("a bit group is empty. Give it at least one width, such as W4A4.")
+        parsed = [tuple(BitWidth.parse(width) for width in group) for group in groups]
+        self.groups = tuple(sorted(parsed, key=min))
+        for below, above in pairwise(self.groups):
+            if max(below) >= min(above):
+                raise InputError(
+                    "bit groups must not overlap: every width of one lies below every width of the next. "
+                    f"Got {max(below)} in a group below {min(above)}."
+                )
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def widths(self) -> tuple[BitWidth, ...]:
+        """All of B, lowest first."""
+        return tuple(sorted({width for group in self.groups for width in group}))
+
+    def draw(self, generator: torch.Generator) -> tuple[BitWidth, ...]:
+        """One width from each group, lowest group first, uniformly.
+
+        `generator` may live on any device; the draw itself is a handful of integers on that device.
+        """
+        return tuple(
+            group[int(torch.randint(len(group), (), generator=generator, device=generator.device))]
+            for group in self.groups
+        )

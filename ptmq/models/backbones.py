@@ -1,0 +1,275 @@
+"""Backbones: what can be quantized, one registry entry each. Importing this file does not import torch.
+
+An entry names the code that builds the network, its reconstruction blocks, how its images are preprocessed,
+and its public checkpoint (or how it is trained here).
+"""
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptmq.common.errors import one_of, require
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A public weight file: where it comes from, how it is known, how its keys become the network's.
+
+    A file is known by its SHA-256 (or the beginning that its name gives), or by that of its tensors, which is the same
+    in whatever container they are published. `url` is None where a file has to be brought.
+    """
+
+    file: str
+    url: str | None
+    sha256: str
+    source: str  # who published it, under which licence
+    entry: str | None = None  # the key under which the file keeps the state dict
+    rename: tuple[tuple[str, str], ...] = ()  # prefix in the file -> prefix in the network
+    tensors_sha256: str = ""
+
+
+OPTIMIZERS, DECAYS, BORDERS = ("adamw", "adam", "sgd"), ("cosine", "step"), ("black", "edge")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained; as it stands, how a backbone without a checkpoint is."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    optimizer: str = "adamw"  # or adam, or sgd with a momentum of 0.9
+    lr: float = 3e-3
+    decay: str = "cosine"  # to 0, or step: to a tenth after each of `drops`
+    drops: tuple = ()  # shares of the training
+    weight_decay: float = 0.05
+    warmup: float = 0.1  # share of the steps, linear
+    shift: int = 1  # random shift of the images, in pixels
+    border: str = "black"  # what comes in there: black, or the edge again
+    flip: bool = False  # every other image mirrored, at random
+    amp: bool = False  # bfloat16 where a GPU computes
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("lr", "weight_decay", "shift"):
+            require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("decay", self.decay, DECAYS)
+        one_of("border", self.border, BORDERS)
+        require(all(0 < share < 1 for share in self.drops), "drops", "shares between 0 and 1", self.drops)
+        require(0 <= self.warmup < 1, "warmup", "in [0, 1)", self.warmup)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a checkpoint wants its photographs: the shorter side resized, the centre cropped, in pixels."""
+
+    size: int = 224
+    resize: int = 256
+    interpolation: str = "bilinear"
+
+
+CNN_GROUPS = {"low": ["W3A3", "W4A4"], "medium": ["W5A5", "W6A6"], "high": ["W7A7", "W8A8"]}
+MOBILENET_GROUPS = {"low": ["W4A4"], "medium": ["W5A5", "W6A6"], "high": ["W7A7", "W8A8"]}
+VIT_GROUPS = {"low": ["W4A6", "W5A6"], "medium": ["W6A6"], "high": ["W7A7", "W8A8"]}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One network of the suite."""
+
+    build: str  # "module:function"
+    dataset: str
+    blocks: tuple[str, ...]  # module names of the reconstruction blocks, with wildcards
+    mean: tuple[float, ...]  # per channel, of images scaled to 0..1
+    std: tuple[float, ...]
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of `build`
+    checkpoint: Checkpoint | None = None
+    training: Training | None = None
+    preprocessing: Preprocessing | None = None  # of datasets that are files
+    groups: dict[str, list[str]] = field(default_factory=lambda: CNN_GROUPS)  # where a profile names none
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by method, where a profile says nothing else
+
+    def network(self):
+        """A new network with random weights."""
+        module, function = self.build.split(":")
+        return getattr(importlib.import_module(module), function)(**self.options)
+
+
+CIFAR_STAGES = ("layer1.*", "layer2.*", "layer3.*")
+CIFAR_RESNET = "ptmq.models.cifar_resnet:CifarResNet"
+
+
+def _option_a(depth: int, digest: str) -> Backbone:
+    """A CIFAR-10 ResNet with parameter-free shortcuts and the public weights of Yerlan Idelbayev."""
+    file = f"resnet{depth}-{digest[:8]}.th"
+    return Backbone(
+        CIFAR_RESNET,
+        "cifar10",
+        CIFAR_STAGES,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        options={"depth": depth},
+        checkpoint=Checkpoint(
+            file,
+            f"https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/pretrained_models/{file}",
+            digest,
+            "akamaster/pytorch_resnet_cifar10, BSD-2-Clause",
+            entry="state_dict",
+            rename=(("module.linear.", "fc."), ("module.", "")),
+        ),
+    )
+
+
+def _option_b(build: str, name: str, sha256: str, blocks: tuple[str, ...], **more: Any) -> Backbone:
+    """A CIFAR-10 network with the public weights of Yaofo Chen (his ResNets have 1x1-convolution shortcuts)."""
+    folder = "resnet" if name.startswith("resnet") else "shufflenetv2"
+    file = f"cifar10_{name}-{sha256[:8]}.pt"
+    url = f"https://github.com/chenyaofo/pytorch-cifar-models/releases/download/{folder}/{file}"
+    checkpoint = Checkpoint(file, url, sha256, "chenyaofo/pytorch-cifar-models, BSD-3-Clause")
+    return Backbone(build, "cifar10", blocks, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),
+                    checkpoint=checkpoint, **more)  # fmt: skip
+
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+INCEPTION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+TIMM = "ptmq.models.timm_models:timm_model"
+TORCHVISION = "https://download.pytorch.org/models/"
+DEIT = "https://dl.fbaipublicfiles.com/deit/"
+HUB = "https://huggingface.co/timm/{}/resolve/main/model.safetensors"
+# learned rounding wants a stronger regularizer on depthwise convolutions (BRECQ, QDrop)
+DEPTHWISE = {method: {"regularizer": 0.1} for method in ("adaround", "brecq", "qdrop", "ptmq")}
+
+
+def _torchvision(file: str, blocks: tuple[str, ...], **more: Any) -> Backbone:
+    """A network of torchvision with its first ImageNet weights."""
+    name = file.split("-")[0]
+    checkpoint = Checkpoint(file, TORCHVISION + file, file[-12:-4], "torchvision, BSD-3-Clause")
+    return Backbone(f"torchvision.models:{name}", "imagenet", blocks, **IMAGENET, checkpoint=checkpoint,
+                    preprocessing=Preprocessing(), **more)  # fmt: skip
+
+
+def _vit(name: str, checkpoint: Checkpoint, normalisation: dict[str, tuple[float, ...]]) -> Backbone:
+    """A vision transformer of timm."""
+    return Backbone(TIMM, "imagenet", ("blocks.*",), **normalisation, options={"name": name}, checkpoint=checkpoint,
+                    preprocessing=Preprocessing(resize=248, interpolation="bicubic"), groups=VIT_GROUPS)  # fmt: skip
+
+
+def _deit(file: str) -> Backbone:
+    """A DeiT of Facebook AI Research."""
+    checkpoint = Checkpoint(file, DEIT + file, file[-12:-4], "facebookresearch/deit, Apache-2.0", entry="model")
+    return _vit(file.split("-")[0], checkpoint, IMAGENET)
+
+
+def _augreg(name: str, file: str, url: str, sha256: str = "", tensors_sha256: str = "") -> Backbone:
+    """A vision transformer of "How to train your ViT?"."""
+    checkpoint = Checkpoint(file, url, sha256, "timm (augreg), Apache-2.0", tensors_sha256=tensors_sha256)
+    return _vit(name, checkpoint, INCEPTION)
+
+
+RESNET_STAGES = ("layer1.*", "layer2.*", "layer3.*", "layer4.*")
+MOBILENET_BLOCKS = ("features.[1-9]*",)  # features.0 is the stem, features.18 the last convolution
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet18": _torchvision("resnet18-f37072fd.pth", RESNET_STAGES),
+    "resnet50": _torchvision("resnet50-0676ba61.pth", RESNET_STAGES),
+    "mobilenet_v2": _torchvision(
+        "mobilenet_v2-b0353104.pth", MOBILENET_BLOCKS, groups=MOBILENET_GROUPS, settings=DEPTHWISE
+    ),
+    # The weights of torchvision as the ONNX model zoo has them: BatchNorm folded. The last layer went through 8 bits.
+    "mobilenet_v2_folded": Backbone(
+        "ptmq.models.folded:mobilenet_v2_folded",
+        "imagenet",
+        MOBILENET_BLOCKS,
+        **IMAGENET,
+        checkpoint=Checkpoint(
+            "mobilenet_v2_imagenet_bnfolded_fc8bit.safetensors",
+            None,
+            "6855e3196ad00543934836a6805092e91213ebcfeff99e351556e20b05667da6",
+            "torchvision through the ONNX model zoo (mobilenetv2-7), Apache-2.0",
+        ),
+        preprocessing=Preprocessing(),
+        groups=MOBILENET_GROUPS,
+        settings=DEPTHWISE,
+    ),
+    "regnetx_600mf": Backbone(
+        TIMM,
+        "imagenet",
+        ("s1.*", "s2.*", "s3.*", "s4.*"),
+        **IMAGENET,
+        options={"name": "regnetx_006"},
+        checkpoint=Checkpoint(
+            "regnetx_006-85ec1baa.pth",
+            "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-regnet/regnetx_006-85ec1baa.pth",
+            "85ec1baa",
+            "pycls through timm, MIT",
+        ),
+        preprocessing=Preprocessing(interpolation="bicubic"),
+    ),
+    "vit_tiny_patch16_224": _augreg(
+        "vit_tiny_patch16_224",
+        "vit_tiny_patch16_224_imagenet.safetensors",
+        HUB.format("vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
+        tensors_sha256="1a66d781ff0face317d06d76c12d9c328d02e31f29af1686cbbae0ae8e6dafd5",
+    ),
+    "vit_small_patch16_224": _augreg(
+        "vit_small_patch16_224",
+        "vit_small_patch16_224.augreg_in1k.safetensors",
+        HUB.format("vit_small_patch16_224.augreg_in1k"),
+        sha256="c20a91d93f4757b0f581519f21ad91a875cf041764873a7a5bccc8e36f360dbf",
+    ),
+    "vit_base_patch16_224": _augreg(  # its publisher gives no hash
+        "vit_base_patch16_224",
+        "vit_base_patch16_224.augreg_in1k.safetensors",
+        HUB.format("vit_base_patch16_224.augreg_in1k"),
+    ),
+    "deit_tiny_patch16_224": _deit("deit_tiny_patch16_224-a1311bcf.pth"),
+    "deit_tiny_distilled_patch16_224": _deit("deit_tiny_distilled_patch16_224-b40b3cf7.pth"),
+    "deit_small_patch16_224": _deit("deit_small_patch16_224-cd65a155.pth"),
+    "deit_base_patch16_224": _deit("deit_base_patch16_224-b5f2ef4d.pth"),
+    "resnet20": _option_a(20, "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"),
+    "resnet56": _option_a(56, "4bfd97631478d6b638d2764fd2baff3edb1d7d82252d54439343b6596b9b5367"),
+    "resnet20_1x1": _option_b(
+        CIFAR_RESNET,
+        "resnet20",
+        "4118986f0df73003d572b0e397f0ac7b3f60af1f31aff3d2da164536e36f6ec8",
+        CIFAR_STAGES,
+        options={"depth": 20, "projection": True},
+    ),
+    "resnet56_1x1": _option_b(
+        CIFAR_RESNET,
+        "resnet56",
+        "187c023aee0c9cf3093a682d9447a538cbaf5489f7ae78a7df4edf2246ce380b",
+        CIFAR_STAGES,
+        options={"depth": 56, "projection": True},
+    ),
+    "shufflenetv2_x0_5": _option_b(
+        "ptmq.models.cifar_shufflenet:cifar_shufflenet",
+        "shufflenetv2_x0_5",
+        "1308b4e9c4f88656a3b09775c273fc5ffe8fca9c84044123cf3d138c8dec10bd",
+        ("stage2.*", "stage3.*", "stage4.*", "conv5"),
+        settings=DEPTHWISE,
+    ),
+    "digits_resnet": Backbone(
+        CIFAR_RESNET,
+        "digits",
+        CIFAR_STAGES,
+        mean=(0.305,),
+        std=(0.376,),
+        options={"depth": 14, "channels": 1},
+        training=Training(),
+    ),
+    "digits_vit": Backbone(
+        "ptmq.models.digits_vit:digits_vit",
+        "digits",
+        ("blocks.*",),
+        mean=(0.305,),
+        std=(0.376,),
+        training=Training(epochs=60, shift=0),
+    ),
+}
+
+
+def get_backbone(name: str) -> Backbone:
+    """The registry entry `name`. Raises InputError for an unknown name."""
+    return BACKBONES[one_of("backbone", name, BACKBONES)]

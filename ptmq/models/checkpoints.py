@@ -1,0 +1,108 @@
+"""Floating-point weights: fetched by hash or trained here, kept as safetensors under the network's own names."""
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ptmq.common.errors import InputError
+from ptmq.common.files import load_tensors, sha256
+from ptmq.models.backbones import Checkpoint, get_backbone
+
+
+def weights_folder(configured: str | None) -> Path:
+    """The folder of downloaded checkpoints: as configured, else PTMQ_WEIGHTS_DIR, else ./data/weights."""
+    return Path(configured or os.environ.get("PTMQ_WEIGHTS_DIR") or "data/weights").expanduser()
+
+
+def fetch(checkpoint: Checkpoint, folder: Path, offline: bool = False) -> Path:
+    """The checkpoint's file in `folder`, downloaded where absent. Raises InputError unless its hash is right."""
+    path = folder / checkpoint.file
+    if not path.exists():
+        if checkpoint.url is None:
+            raise InputError(
+                f"weights {checkpoint.file!r} are not in {str(folder)!r} and cannot be downloaded "
+                f"({checkpoint.source}). Point weights_dir (or PTMQ_WEIGHTS_DIR) to a folder that holds them."
+            )
+        if offline:
+            raise InputError(
+                f"weights {checkpoint.file!r} are not in {str(folder)!r} and offline is true. Point weights_dir "
+                f"(or PTMQ_WEIGHTS_DIR) to a folder that holds them, or get them from {checkpoint.url}."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(checkpoint.url, str(path), checkpoint.sha256 or None)
+        except Exception as error:
+            raise InputError(
+                f"weights {checkpoint.file!r} could not be downloaded from {checkpoint.url}: {error}. "
+                f"Put the file into {str(folder)!r}, or set weights_dir (or PTMQ_WEIGHTS_DIR)."
+            ) from error
+    found = sha256(path)
+    if not found.startswith(checkpoint.sha256):
+        raise InputError(
+            f"weights {str(path)!r} have SHA-256 {found[:16]}..., not {checkpoint.sha256[:16]}... "
+            "The file is damaged or another one; delete it and run again."
+        )
+    return path
+
+
+def read_checkpoint(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The state dict of a public file under the network's names. Tensors only: nothing in it is executed."""
+    if path.suffix == ".safetensors":
+        content, _ = load_tensors(path)
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise InputError(f"weights {str(path)!r} are refused: not a plain file of tensors ({error}).") from None
+    state = content[checkpoint.entry] if checkpoint.entry else content
+    if checkpoint.tensors_sha256 and (found := tensors_sha256(state)) != checkpoint.tensors_sha256:
+        raise InputError(
+            f"the tensors of {str(path)!r} have SHA-256 {found[:16]}..., not {checkpoint.tensors_sha256[:16]}... "
+            "The file is another one; delete it and run again."
+        )
+    renamed = {}
+    for key, value in state.items():
+        for old, new in checkpoint.rename:
+            if key.startswith(old):
+                key = new + key.removeprefix(old)
+                break
+        renamed[key] = value
+    return renamed
+
+
+def tensors_sha256(state: dict[str, Tensor]) -> str:
+    """A hash of names, shapes and values, whatever file they come from."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], where: str) -> nn.Module:
+    """Load weights that must fit the network exactly; InputError names the first misfit, or NaN."""
+    own = network.state_dict()
+    # BatchNorm's counter is no weight: older files do not have it
+    misfits = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    misfits += [k for k in state if k not in own or state[k].shape != own[k].shape]
+    if misfits:
+        raise InputError(
+            f"weights {where!r} do not fit the backbone: {len(misfits)} entries differ, first {misfits[0]!r}. "
+            "They belong to another architecture."
+        )
+    for key, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(f"weights {where!r} hold NaN or infinity in {key!r}. Get or train them again.")
+    network.load_state_dict(state, strict=False)
+    return network
+
+
+def load_network(backbone: str, path: Path) -> nn.Module:
+    """The FP network `backbone` with the weights of a safetensors file, in inference mode."""
+    entry = get_backbone(backbone)
+    state, _ = load_tensors(path)
+    return load_state(entry.network(), state, str(path)).eval()

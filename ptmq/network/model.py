@@ -1,0 +1,178 @@
+"""MultiBitModel: one calibrated network that switches its bit-widths at run time."""
+
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
+from ptmq.common.errors import InputError, one_of
+from ptmq.network.graph import to_layers, to_units
+from ptmq.network.layers import ActivationQuantizer, QuantizedLayer
+
+
+class Unit(nn.Module):
+    """A reconstruction unit: the stem, one block or the head; one tensor in, one tensor out."""
+
+    def __init__(self, name: str, graph: nn.Module):
+        super().__init__()
+        self.name, self.graph = name, graph
+        self.layers = [m for m in graph.modules() if isinstance(m, QuantizedLayer)]
+        self.quantizers = [m for m in graph.modules() if isinstance(m, ActivationQuantizer)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.graph(x)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the unit computes."""
+        return next(self.parameters()).device
+
+    def set_bits(self, width: BitWidth) -> None:
+        """Select the width of every layer and quantizer of this unit."""
+        for layer in self.layers:
+            layer.set_bits(width.weight)
+        for quantizer in self.quantizers:
+            quantizer.set_bits(width.activation)
+
+    def by_layer(self) -> "list[Unit]":
+        """Every layer with the activation function and quantizer that directly follow, as units of the same modules."""
+        return [Unit(name, graph) for name, graph in to_layers(self.graph)]
+
+
+class Switchable(nn.Module):
+    """A network that switches between bit-widths: (batch, ...) images -> (batch, classes) logits.
+
+    widths: what it can take · modes: its ways to run at a width, each evaluated; '' is the one that counts ·
+    recalibrated: whether the mode that is set needs BatchNorm re-estimated at every switch.
+    """
+
+    widths: tuple[BitWidth, ...]
+    modes: ClassVar[tuple[str, ...]] = ("",)
+    recalibrated = False
+
+    def set_bits(self, weight: int, activation: int) -> None:
+        """Switch the whole network to `weight` and `activation` bits; 32 is floating point."""
+        raise NotImplementedError
+
+    def set_mode(self, mode: str) -> None:
+        """Take one of `modes`."""
+
+
+def known_width(widths: Sequence[BitWidth], weight: int, activation: int) -> BitWidth:
+    """The two as a width. Raises InputError where either is in none of `widths` and not 32."""
+    known_w, known_a = {w.weight for w in widths} | {FP}, {w.activation for w in widths} | {FP}
+    width = BitWidth(weight, activation)
+    if weight not in known_w or activation not in known_a:
+        raise InputError(
+            f"width {width} was not calibrated. Weight bits: {sorted(known_w)}; activation bits: {sorted(known_a)}."
+        )
+    return width
+
+
+class MultiBitModel(Switchable):
+    """A network cut into quantized units: (batch, ...) images -> (batch, classes) logits.
+
+    network: a trained FP network that torch.fx can trace; it is not changed · blocks: names of its
+    reconstruction blocks, with wildcards · widths: every width it shall be able to take · edge_bits: width of
+    the first and last layers' weights and of the last layer's input · softmax: quantize the output of softmax, too.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        blocks: Sequence[str],
+        widths: Sequence[BitWidth],
+        edge_bits: int = 8,
+        softmax: bool = False,
+    ):
+        super().__init__()
+        self.widths = tuple(sorted(BitWidth.parse(width) for width in widths))
+        if not self.widths:
+            raise InputError("a multi-bit model needs at least one width, such as W4A4.")
+        self.edge_bits, self.softmax = edge_bits, softmax
+        weights, activations = [w.weight for w in self.widths], [w.activation for w in self.widths]
+        units = to_units(network, blocks, weights, activations, edge_bits, softmax)
+        self.units = nn.ModuleList(Unit(name, graph) for name, graph in units)
+        self.set_bits(FP, FP)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            x = unit(x)
+        return x
+
+    @property
+    def layers(self) -> Iterator[QuantizedLayer]:
+        """Every quantized layer, in order."""
+        return (layer for unit in self.units for layer in unit.layers)
+
+    @property
+    def quantizers(self) -> Iterator[ActivationQuantizer]:
+        """Every activation quantizer, in order."""
+        return (quantizer for unit in self.units for quantizer in unit.quantizers)
+
+    def set_bits(self, weight: int, activation: int, unit: str | None = None) -> None:
+        """Switch to `weight` and `activation` bits, the whole network or the one unit named.
+
+        32 selects floating point. Nothing is re-estimated and no image is needed. Weights and activations may
+        be switched apart; InputError names weight or activation bits that were not calibrated.
+        """
+        width = known_width(self.widths, weight, activation)
+        if unit is not None:
+            one_of("unit", unit, [u.name for u in self.units])
+        for candidate in self.units:
+            if unit in (None, candidate.name):
+                candidate.set_bits(width)
+
+    def prepare(self) -> "MultiBitModel":
+        """Compute the weights of all widths now instead of at first use, so that every switch is instant."""
+        for layer in self.layers:
+            for bits in layer.widths:
+                layer.weight_at(bits)
+        return self
+
+    @property
+    def prepared_mib(self) -> float:
+        """Memory of the weights that are kept ready, in MiB."""
+        return sum(w.numel() * w.element_size() for layer in self.layers for w in layer.prepared()) / 2**20
+
+    def forget(self) -> None:
+        """Give the memory of prepared weights back; they are computed anew at the next use."""
+        for layer in self.layers:
+            layer.forget()
+
+    @torch.no_grad()
+    def search_steps(self, images: Tensor, search: str, batch_size: int = 64) -> None:
+        """Find all step sizes by `search` and round weights to nearest.
+
+        Weights by themselves; every activation on what the FP network gives for `images`.
+        """
+        for layer in self.layers:
+            layer.search_steps(search)
+        x = images
+        for unit in self.units:
+            unit.set_bits(FULL_PRECISION)
+            x, seen = observe(unit, x, batch_size, unit.quantizers)
+            for quantizer, values in seen.items():
+                quantizer.search_steps(values, search)
+
+
+def observe(
+    module: nn.Module, x: Tensor, batch_size: int, quantizers: Sequence[ActivationQuantizer]
+) -> tuple[Tensor, dict[ActivationQuantizer, Tensor]]:
+    """The module's output for all of x, and what passes through each of some of its activation quantizers."""
+    seen: dict[ActivationQuantizer, list[Tensor]] = {quantizer: [] for quantizer in quantizers}
+    hooks = [q.register_forward_hook(lambda q, args, out: seen[q].append(out)) for q in quantizers]
+    out = torch.cat([module(batch) for batch in x.split(batch_size)])
+    for hook in hooks:
+        hook.remove()
+    values = {quantizer: torch.cat(parts) for quantizer, parts in seen.items()}
+    for name, quantizer in module.named_modules():
+        if quantizer in values and not values[quantizer].isfinite().all():
+            layer, unit = name.removeprefix("graph.").removesuffix("_quantizer"), getattr(module, "name", "network")
+            raise InputError(
+                f"unit {unit!r}: the activation {layer!r} is NaN or infinite on the calibration images. Check the "
+                "weights and the images."
+            )
+    return out, values

@@ -1,0 +1,107 @@
+"""Step sizes and zero points before learning: min-max, and the two searches of the field.
+
+Errors are the mean of |x - x_quantized|^p with p = 2.4 (BRECQ, QDrop). Inputs are rows: x has shape
+(channels, values), and every channel gets its own step; per tensor is one row.
+"""
+
+import torch
+from torch import Tensor
+
+from ptmq.quantization.fake_quantization import dequantize, levels, quantize
+
+POWER = 2.4
+SHRINKS = 80  # BRECQ tries the full range and 79 that are 1 % smaller each
+THRESHOLDS = 100  # QDrop tries 1 %, 2 %, ... 100 % of the range
+BINS = 2**14  # a large tensor is searched on its histogram: 64 bins a step even at 8 bits
+CHUNK = 2**22  # values that are sorted into bins at a time
+SMALLEST_STEP = 1e-8
+
+
+def affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Step size and zero point of the grid that spans low .. high, each of low's shape."""
+    step = ((high - low) / levels(bits)).clamp_min(SMALLEST_STEP)
+    return step, torch.round(-low / step) + 0.0  # + 0.0 turns -0. into 0.
+
+
+def minmax(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Step and zero point of the whole range, stretched to hold 0. x: (channels, values) -> (channels,) each."""
+    return affine(x.amin(1).clamp_max(0), x.amax(1).clamp_min(0), bits)
+
+
+def grid_error(x: Tensor, count: Tensor | None, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Mean |x - x_q|^p of each row, (channels,). `count`: how often each value occurs, None for once."""
+    step, zero_point = step[:, None], zero_point[:, None]
+    error = (x - dequantize(quantize(x, step, zero_point, bits), step, zero_point)).abs_().pow_(POWER)
+    return error.mean(1) if count is None else (error * count).sum(1) / count.sum(1)
+
+
+def _best(candidates, x: Tensor, count: Tensor | None, bits: int) -> tuple[Tensor, Tensor]:
+    """The candidate (step, zero_point) with the least error for each row; the first of equals wins."""
+    best = torch.full_like(x[:, 0], torch.inf)
+    step, zero_point = torch.ones_like(best), torch.zeros_like(best)
+    for low, high in candidates:
+        new_step, new_zero = affine(low, high, bits)
+        error = grid_error(x, count, new_step, new_zero, bits)
+        better = error < best
+        best = torch.where(better, error, best)
+        step, zero_point = torch.where(better, new_step, step), torch.where(better, new_zero, zero_point)
+    return step, zero_point
+
+
+def shrink(x: Tensor, bits: int, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """BRECQ's search: shrink (min, max) together by 0 %, 1 %, .. 79 %. x: (channels, values) -> (channels,) each."""
+    low, high = x.amin(1), x.amax(1)
+    factors = (1 - 0.01 * i for i in range(SHRINKS))
+    return _best(((low * f, high * f) for f in factors), x, count, bits)
+
+
+def shift(x: Tensor, bits: int, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """QDrop's search: for values on both sides of 0, every range and every zero point; else every threshold.
+
+    x: (channels, values) -> (channels,) each. It tries 100 * 2^bits grids on two-sided input, so it is slow
+    at 8 bits. One-sidedness is decided for the whole tensor, as in the reference.
+    """
+    low, high = x.amin(1), x.amax(1)
+    one_sided = bool((low >= 0).all() or (high <= 0).all())
+
+    def candidates():
+        for i in range(1, THRESHOLDS + 1):
+            if one_sided:
+                threshold = torch.maximum(low.abs(), high) / THRESHOLDS * i
+                yield (torch.zeros_like(low), threshold) if low.amin() >= 0 else (-threshold, torch.zeros_like(low))
+            else:
+                span = (high - low) / THRESHOLDS * i
+                for zero in range(levels(bits) + 1):
+                    below = span / levels(bits) * zero
+                    yield -below, span - below
+
+    return _best(candidates(), x, count, bits)
+
+
+SEARCHES = {"minmax": lambda x, bits, count=None: minmax(x, bits), "shrink": shrink, "shift": shift}
+
+
+def histogram(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor of any shape as rows for a search: (1, values) and how often each occurs, (1, values).
+
+    Small tensors are taken as they are. Large ones become the centres of BINS equal bins, with the true
+    minimum and maximum added at no weight, so that the range searched is exact.
+    """
+    x = x.detach().reshape(1, -1)
+    if x.numel() <= BINS:
+        return x, torch.ones_like(x)
+    low, high = x.amin(), x.amax()
+    # Exact zeros (a ReLU's) carry no error on a grid that holds 0: kept apart, not moved to a bin's centre.
+    zeros = (x == 0).sum()
+    scale = BINS / (high - low).clamp_min(SMALLEST_STEP)
+    count = torch.zeros(BINS, dtype=torch.int64, device=x.device)
+    for part in x.split(CHUNK, dim=1):  # a code takes eight bytes: not of all values at once
+        bins = ((part - low) * scale).long().clamp_(0, BINS - 1)
+        count += torch.bincount(bins[part != 0], minlength=BINS)
+    count = count.to(x.dtype)
+    width = (high - low) / BINS
+    centres = low + width * (torch.arange(BINS, device=x.device) + 0.5)
+    middle = torch.where(zeros > 0, 0.0, low)  # 0 only where it occurs, so the range stays the true one
+    values = torch.cat([centres, torch.stack([low, high, middle])])
+    counts = torch.cat([count, torch.stack([count.new_zeros(()), count.new_zeros(()), zeros.to(x.dtype)])])
+    return values[None], counts[None]

@@ -1,0 +1,111 @@
+"""Reconstruction losses: the distance of two features, and PTMQ's Group-wise Distillation Loss (GD-Loss).
+
+f is the block's floating-point output; `outputs` are its outputs at the width drawn from each bit group, lowest
+first: l, m and h in the paper.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from ptmq.methods.mixer import LAMBDAS, weighted
+from ptmq.quantization.tiles import dense, flat, laid_out_as, parts
+
+
+def channel_axis(x: Tensor) -> int:
+    """1 for a feature map (images, channels, height, width), -1 for tokens or a vector."""
+    return 1 if x.dim() == 4 else -1
+
+
+class _SquaredErrors(torch.autograd.Function):
+    """Sum of weight · |a - b|^2 over pairs of tensors, and its gradients, each in one pass over main memory.
+
+    terms: (weight, number of a, number of b) each, in the tensors that follow, which have one shape.
+    """
+
+    @staticmethod
+    def forward(ctx, terms, *tensors):
+        first = dense(tensors[0])
+        if any(tensor.shape != first.shape for tensor in tensors):  # what is read part by part would not notice
+            raise ValueError(f"features must have one shape. Got {', '.join(str(tuple(t.shape)) for t in tensors)}.")
+        tensors = [laid_out_as(tensor, first) for tensor in (first, *tensors[1:])]
+        ctx.terms = terms
+        ctx.save_for_backward(*tensors)
+        total = first.new_zeros(())
+        for where in parts(first):
+            values = [flat(tensor)[where] for tensor in tensors]
+            for weight, a, b in terms:
+                difference = values[a] - values[b]
+                total += weight * torch.dot(difference, difference)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):
+        tensors = ctx.saved_tensors
+        grads = [torch.empty_like(tensor) if needed else None
+                 for tensor, needed in zip(tensors, ctx.needs_input_grad[1:], strict=True)]  # fmt: skip
+        own = [[(weight, b if a == number else a) for weight, a, b in ctx.terms if number in (a, b)]
+               for number in range(len(tensors))]  # fmt: skip
+        for where in parts(tensors[0]):
+            values = [flat(tensor)[where] for tensor in tensors]
+            for number, into in enumerate(grads):
+                if into is not None:
+                    pulls = ((values[number] - values[other]).mul_(2 * weight) for weight, other in own[number])
+                    torch.mul(reduce(torch.Tensor.add_, pulls), grad, out=flat(into)[where])
+        return None, *grads
+
+
+def distances(*terms: tuple[float, Tensor, Tensor]) -> Tensor:
+    """Σ weight · D(x, target) over (weight, x, target), where D is `distance` as it stands. A scalar."""
+    tensors = {id(tensor): tensor for _, *pair in terms for tensor in pair}
+    number = {key: i for i, key in enumerate(tensors)}
+    numbered = [(weight, number[id(x)], number[id(target)]) for weight, x, target in terms]
+    x = terms[0][1]
+    return _SquaredErrors.apply(numbered, *tensors.values()) * (x.shape[channel_axis(x)] / x.numel())
+
+
+def distance(x: Tensor, target: Tensor, power: float = 2.0, importance: Tensor | None = None) -> Tensor:
+    """|x - target|^power summed over channels and averaged over the rest (BRECQ). A scalar.
+
+    `importance`, of x's shape, weighs every element: BRECQ's Fisher diagonal is the squared gradient.
+    """
+    if power == 2 and importance is None:
+        return distances((1.0, x, target))
+    error = (x - target).abs().pow(power)
+    if importance is not None:
+        error = error * importance
+    return error.sum() * (x.shape[channel_axis(x)] / x.numel())
+
+
+def gd_figure1(
+    f: Tensor,
+    outputs: Sequence[Tensor],
+    lambdas: Sequence[float] = LAMBDAS,
+    gammas: Sequence[float] = (1.0, 1.0, 1.0),
+    detach: bool = True,
+) -> Tensor:
+    """γ1·D(f, λ1·l + λ2·m + λ3·h) + γ2·D(m, h) + γ3·D(l, h) (PTMQ, figure 1). A scalar.
+
+    The floating-point block teaches the mix, the high group teaches the others; `detach` stops the gradient
+    at that teacher.
+    """
+    *students, high = outputs
+    teacher = high.detach() if detach else high
+    taught = zip(gammas[1:], reversed(students), strict=True)
+    return distances(
+        (gammas[0], weighted(outputs, lambdas), f), *((gamma, student, teacher) for gamma, student in taught)
+    )
+
+
+def gd_later(f: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    """D(h, f) + Σ ½·D(x, h) + ½·D(x, f) over x = m, l, with h a fixed teacher (the authors' later code). A scalar."""
+    *students, high = outputs
+    teacher = high.detach()
+    return distances((1.0, high, f), *((0.5, x, target) for x in reversed(students) for target in (teacher, f)))
+
+
+def gd_none(f: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    """D(l, f) + D(m, f) + D(h, f): every group follows the floating-point block, no distillation. A scalar."""
+    return distances(*((1.0, output, f) for output in outputs))

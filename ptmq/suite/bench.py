@@ -1,0 +1,293 @@
+"""The benchmark: what a step of learning costs beside the plain passes that it contains, and where the rest goes.
+
+Every case is measured in one process and gives one record; networks have random weights and random images. Times that
+are compared are taken in turn, so that they share whatever else the machine does: read ratios, not milliseconds.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from ptmq.common.allocator import keep_freed_memory
+from ptmq.common.bits import FULL_PRECISION, BitGroups, BitWidth
+from ptmq.common.errors import one_of
+from ptmq.methods.interface import create
+from ptmq.models.backbones import CNN_GROUPS, get_backbone
+from ptmq.models.cifar_resnet import CifarResNet
+from ptmq.network.model import MultiBitModel, Unit
+from ptmq.reconstruction.engine import Learner, Random
+from ptmq.reconstruction.features import Features, memory_format, propagate, take
+from ptmq.reconstruction.losses import distance
+from ptmq.suite import run_record as record
+
+GROUPS = BitGroups(*CNN_GROUPS.values())
+SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8), "imagenet": (3, 224, 224)}
+BLOCKS = {  # a block of each kind: backbone and unit
+    "resnet20-stage1": ("resnet20", "layer1.1"),
+    "resnet20-stage2": ("resnet20", "layer2.1"),
+    "resnet20-stage3": ("resnet20", "layer3.1"),
+    "resnet18-stage1": ("resnet18", "layer1.1"),
+    "resnet18-stage4": ("resnet18", "layer4.1"),
+    "mobilenet-inverted-residual": ("mobilenet_v2", "features.3"),
+    "deit-tiny-block": ("deit_tiny_patch16_224", "blocks.0"),
+}
+IMAGES = 64  # from which a step draws its batch
+FEWEST, BUDGET = 5, 20  # repetitions, seconds
+PROFILED = 3  # steps
+DEPTHS, DEPTH_STEPS, DEPTH_IMAGES = (20, 32, 44, 56), 10, 128
+SWITCHES = 200
+PROCESS_STEPS = 30
+
+
+def random_images(name: str, count: int) -> torch.Tensor:
+    """Images of the size that the dataset has, (count, ...)."""
+    x = torch.randn(count, *SHAPES[name], generator=torch.Generator().manual_seed(0))
+    return x.contiguous(memory_format=memory_format(x))
+
+
+def random_network(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    """A network with random weights, always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().eval()
+
+
+def block_of(case: str, device: torch.device) -> tuple[Unit, Features]:
+    """The block of a case with searched step sizes, and random features for it."""
+    name, block = BLOCKS[case]
+    backbone = get_backbone(name)
+    model = MultiBitModel(random_network(backbone.network), backbone.blocks, GROUPS.widths).to(device)
+    x = random_images(backbone.dataset, IMAGES).to(device)
+    for unit in model.units:
+        if unit.name == block:
+            break
+        x = propagate(unit, x, FULL_PRECISION)
+    model.units = torch.nn.ModuleList([unit])
+    model.search_steps(x, "minmax")
+    return unit, Features(x, dict.fromkeys(GROUPS.widths, x), propagate(unit, x, FULL_PRECISION))
+
+
+def plain_passes(unit: Unit, features: Features, batch_size: int, count: int) -> Callable[[], None]:
+    """`count` floating-point forward and backward passes of the unit, weights' gradients included."""
+    weights = [layer.weight for layer in unit.layers]
+    index = torch.arange(batch_size, device=features.fp.device)
+
+    def run() -> None:
+        unit.set_bits(FULL_PRECISION)
+        for weight in weights:
+            weight.requires_grad_(True)
+        for _ in range(count):
+            distance(unit(take(features.fp, index)), take(features.target, index)).backward()
+        for weight in weights:
+            weight.requires_grad_(False)
+            weight.grad = None
+
+    return run
+
+
+class Steps:
+    """Steps of one method on one block, beside those of others on the same: call it for one step."""
+
+    def __init__(self, unit: Unit, features: Features, method: str, settings: dict[str, Any]):
+        widths = GROUPS.widths if method == "ptmq" else [BitWidth(4, 4)]
+        self.method = create(method, settings, widths, GROUPS if method == "ptmq" else None)
+        self.unit, self.learner = unit, Learner(unit, self.method, features, Random(0, 0, unit.device))
+        self.drops = [quantizer.drop for quantizer in unit.quantizers]
+        self.relaxations = [layer.relaxation for layer in unit.layers]
+
+    def __call__(self) -> None:
+        for quantizer, drop in zip(self.unit.quantizers, self.drops, strict=True):
+            quantizer.drop = drop
+        for layer, relaxation in zip(self.unit.layers, self.relaxations, strict=True):
+            layer.relaxation = relaxation
+        self.learner.step()
+
+
+def interleaved(functions: list[Callable[[], None]], repeats: int, device: torch.device) -> list[list[float]]:
+    """Seconds of each function, run in turn: `repeats` of each, or at least FEWEST in BUDGET seconds."""
+    times: list[list[float]] = [[] for _ in functions]
+    begin = time.perf_counter()
+    for repeat in range(repeats + 3):
+        if repeat >= 3 + FEWEST and time.perf_counter() - begin > BUDGET:
+            break
+        for function, taken in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat >= 3:  # the first rounds warm up
+                taken.append(time.perf_counter() - start)
+    return times
+
+
+def operators(step: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """Share of a step's time that each operator takes itself, the largest first."""
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=activities) as measured:
+        for _ in range(PROFILED):
+            step()
+    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    # kernels have events of their own, and their time is in that of the operator, too
+    events = [event for event in measured.key_averages() if event.device_type == DeviceType.CPU]
+    times = {event.key: getattr(event, own) for event in events}
+    return {key: t / sum(times.values()) for key, t in sorted(times.items(), key=lambda item: -item[1])}
+
+
+def block(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Medians of a QDrop and a PTMQ step, eager and compiled, and of one and three plain passes."""
+    unit, features = block_of(case, device)
+    batch_size = create("ptmq", {}, GROUPS.widths, GROUPS).settings.batch_size
+    runs: dict[str, Callable[[], None]] = {
+        "fp_1": plain_passes(unit, features, batch_size, 1),
+        "fp_3": plain_passes(unit, features, batch_size, 3),
+        "qdrop": Steps(unit, features, "qdrop", {}),
+        "ptmq": Steps(unit, features, "ptmq", {}),
+        "qdrop_compiled": Steps(unit, features, "qdrop", {"compile": True}),
+        "ptmq_compiled": Steps(unit, features, "ptmq", {"compile": True}),
+    }
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # nothing is compiled already
+        start = time.perf_counter()
+        runs["ptmq_compiled"]()
+        compiling = time.perf_counter() - start
+        times = interleaved(list(runs.values()), repeats, device)
+    medians = {name: 1000 * statistics.median(taken) for name, taken in zip(runs, times, strict=True)}
+    return {
+        "backbone": BLOCKS[case][0], "unit": BLOCKS[case][1], "input": [batch_size, *features.fp.shape[1:]],
+        "ms": medians,
+        "ratio": {name: medians[name] / medians["fp_3" if "ptmq" in name else "fp_1"] for name in medians
+                  if "fp" not in name},
+        "compile_seconds": compiling,
+        "repeats": len(times[0]),
+        "operators": operators(runs["ptmq"], device),
+    }  # fmt: skip
+
+
+def few(repeats: int) -> int:
+    """How often something is measured that takes minutes, where steps are measured `repeats` times."""
+    return max(1, repeats // 30)
+
+
+def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Seconds of a whole calibration against the depth of a CIFAR ResNet, in turn, the least of a few."""
+    method = create("ptmq", {"steps": DEPTH_STEPS}, GROUPS.widths, GROUPS)
+    blocks = get_backbone("resnet20").blocks
+    rounds = few(repeats)
+    images = random_images("cifar10", DEPTH_IMAGES).to(device)
+    seconds = dict.fromkeys(DEPTHS, float("inf"))
+    for _ in range(rounds):
+        for layers in DEPTHS:
+            network = random_network(lambda layers=layers: CifarResNet(layers))
+            model = MultiBitModel(network, blocks, GROUPS.widths).to(device)
+            start = time.perf_counter()
+            method.calibrate(model, images, 0, None, lambda *_: None)
+            seconds[layers] = min(seconds[layers], time.perf_counter() - start)
+    return {"steps": DEPTH_STEPS, "images": DEPTH_IMAGES, "seconds": seconds, "repeats": rounds}
+
+
+def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Median milliseconds of switching ResNet-20 to another width, with weights computed before and not."""
+    backbone = get_backbone("resnet20")
+    model = MultiBitModel(random_network(backbone.network), backbone.blocks, GROUPS.widths).to(device)
+    model.search_steps(random_images("cifar10", IMAGES).to(device), "minmax")
+
+    def switch(number: int, prepared: bool) -> float:
+        width = model.widths[number % len(model.widths)]
+        if not prepared:
+            model.forget()
+        start = time.perf_counter()
+        model.set_bits(width.weight, width.activation)
+        if not prepared:
+            for layer in model.layers:
+                layer.weight_at(layer.bits)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 1000 * (time.perf_counter() - start)
+
+    unprepared = statistics.median(switch(i, False) for i in range(SWITCHES))
+    model.prepare()
+    return {
+        "repeats": SWITCHES,
+        "prepared_ms": statistics.median(switch(i, True) for i in range(SWITCHES)),
+        "unprepared_ms": unprepared,
+        "prepared_mib": model.prepared_mib,
+        "fp_mib": sum(layer.weight.numel() * layer.weight.element_size() for layer in model.layers) / 2**20,
+    }
+
+
+def _share(barrier: Any) -> None:
+    """Give a process of a pool the barrier at which all of them wait for each other."""
+    global BARRIER
+    BARRIER = barrier
+
+
+def _steps_in_a_process(case: str, threads: int) -> float:
+    """PTMQ steps a second of one of several processes, from the moment when all are ready."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    step = Steps(*block_of(case, torch.device("cpu")), "ptmq", {})
+    for _ in range(3):
+        step()
+    BARRIER.wait(600)  # seconds: the other may have failed
+    start = time.perf_counter()
+    for _ in range(PROCESS_STEPS):
+        step()
+    return PROCESS_STEPS / (time.perf_counter() - start)
+
+
+def processes(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
+    """PTMQ steps a second on a CPU: two processes with one thread each against one with two, in turn."""
+    layouts, rates, rounds = {"1x2": (1, 2), "2x1": (2, 1)}, {}, few(repeats)
+    for kind in ("resnet20-stage1", "mobilenet-inverted-residual", "deit-tiny-block"):
+        taken: dict[str, list[float]] = {name: [] for name in layouts}
+        for _ in range(rounds):
+            for name, (count, threads) in layouts.items():
+                context = get_context("spawn")
+                with ProcessPoolExecutor(count, context, _share, (context.Barrier(count),)) as pool:
+                    each = [pool.submit(_steps_in_a_process, kind, threads) for _ in range(count)]
+                    taken[name].append(sum(future.result() for future in each))
+        rates[kind] = {name: statistics.median(values) for name, values in taken.items()}
+    return {"steps_a_second": rates, "repeats": rounds}
+
+
+CASES: dict[str, Callable[[str, int, torch.device], dict[str, Any]]] = {
+    **dict.fromkeys(BLOCKS, block),
+    "depth": depth,
+    "switching": switching,
+    "processes": processes,
+}
+
+
+def measure(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
+    """The record of one case."""
+    one_of("--case", case, CASES)
+    if case == "processes":
+        device = torch.device("cpu")
+    result = CASES[case](case, repeats, device)
+    return {
+        "format": record.FORMAT,
+        "case": case,
+        **result,
+        "peak_mb": record.peak_mb(device),
+        "environment": record.environment(device),
+        "commit": record.commit(),
+    }
+
+
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """What a person reads of a record."""
+    for key in ("ms", "ratio", "seconds", "steps_a_second"):
+        for name, value in result.get(key, {}).items():
+            yield f"{key.replace('_', ' '):16} {name!s:28} {value if isinstance(value, dict) else f'{value:.2f}'}"
+    for key in ("compile_seconds", "prepared_ms", "unprepared_ms", "prepared_mib", "peak_mb"):
+        if key in result:
+            yield f"{key.replace('_', ' '):16} {result[key]:.3f}"

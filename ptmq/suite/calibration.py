@@ -1,0 +1,105 @@
+"""The calibration stage: from FP weights and a run's settings to a calibrated model on disk."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ptmq.common.bits import BitGroups, BitWidth
+from ptmq.common.errors import InputError
+from ptmq.common.files import sha256
+from ptmq.data import datasets
+from ptmq.data.datasets import Images
+from ptmq.methods.interface import Method, Task, create
+from ptmq.models.backbones import get_backbone
+from ptmq.models.checkpoints import load_network
+from ptmq.network.serialization import save_model
+from ptmq.reconstruction.engine import Checkpoint
+from ptmq.suite import run_record as record
+from ptmq.suite.profile import ALL_WIDTHS, Run
+
+
+def method_of(run: Run) -> Method:
+    """The run's method with its settings, widths and groups checked."""
+    groups = BitGroups(*run.groups.values()) if run.groups else None
+    method = create(run.method, run.settings, [BitWidth.parse(width) for width in run.widths], groups)
+    if method.per_width and run.label == ALL_WIDTHS:
+        raise InputError(f"{run.method} calibrates one width at a time. Set per_width: true for it in the profile.")
+    return method
+
+
+def open_images(
+    backbone: str, split: str, data_dir: str | None, dataset: str | None = None
+) -> tuple[Images, dict[str, str]]:
+    """One split of a dataset (without a name the backbone's own), as the backbone wants it, and hashes of its files."""
+    entry = get_backbone(backbone)
+    root = datasets.data_folder(data_dir)
+    name = dataset or entry.dataset
+    hashes = datasets.fetch(name, root, offline=True)
+    return datasets.load(name, split, root, entry), hashes
+
+
+def calibration_index(count: int, run: Run) -> torch.Tensor:
+    """Which training images calibrate: drawn without replacement by the run's seed, (calibration_images,)."""
+    if run.calibration_images > count:
+        raise InputError(
+            f"calibration_images must be at most the {count} training images of {run.dataset!r}. "
+            f"Got {run.calibration_images}."
+        )
+    return torch.randperm(count, generator=torch.Generator().manual_seed(run.seed))[: run.calibration_images]
+
+
+def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: torch.device) -> None:
+    """Calibrate and write model.safetensors and model.json, with all that the run record needs, to `out`.
+
+    An interrupted calibration continues from the last finished unit.
+    """
+    method = method_of(run)
+    backbone = get_backbone(run.backbone)
+    network = load_network(run.backbone, weights)
+    images, hashes = open_images(run.backbone, "train", data_dir, run.dataset)
+    index = calibration_index(len(images), run)
+    weights_sha256 = sha256(weights)
+    # The name holds all that the state depends on, so that another run's, or older code's, is never taken up.
+    identity = record.fingerprint([run.to_json(), weights_sha256, hashes, record.code_hash(type(method)), device.type])
+    checkpoint = Checkpoint(out / f"unfinished-{identity}.safetensors")
+    title = f"{run.backbone} {run.method} {run.label}"
+    try:
+        model, details = method.fit(Task(network, backbone.blocks, images, index, run.seed, device, checkpoint, title))
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"{run.method}: compile: true, but torch.compile fails: {reason}. It needs a C++ compiler and Python's "
+                "headers, on a GPU Triton. Set compile: false."
+            ) from error
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        batch = getattr(method.settings, "batch_size", "")
+        raise InputError(
+            f"{device.type} is out of memory while {run.method} calibrates {run.backbone}. Lower batch_size ({batch}) "
+            f"or calibration_images ({run.calibration_images}), or on a GPU set features_in_main_memory: true."
+        ) from error
+    info = {
+        "run": asdict(run),
+        "protocol": {
+            **asdict(method.settings),
+            "calibration_index_sha256": record.fingerprint(index.tolist()),
+            "mean": backbone.mean,
+            "std": backbone.std,
+            **details.pop("protocol", {}),
+        },
+        "cost": {
+            "seconds": checkpoint.seconds(),
+            "peak_mb": record.peak_mb(device),
+            "images": len(index),
+            **details.pop("cost", {}),
+        },
+        "sha256": {"weights": weights_sha256, "data": hashes},
+        "environment": record.environment(device),
+        "commit": record.commit(),
+        **details,
+    }
+    save_model(out, model.cpu(), run.backbone, method, info)
+    for unfinished in out.glob("unfinished-*"):  # this run's, and those of settings given up
+        unfinished.unlink(missing_ok=True)  # where another process of the same run was at it, too

@@ -1,0 +1,189 @@
+"""The evaluation stage: top-1 at every width in one pass over the images, written as a run record."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ptmq.common.bits import FP, FULL_PRECISION
+from ptmq.common.errors import InputError
+from ptmq.common.files import load_tensors, save_tensors, sha256
+from ptmq.data.datasets import Images
+from ptmq.models.backbones import get_backbone
+from ptmq.models.checkpoints import load_network
+from ptmq.network.model import MultiBitModel
+from ptmq.network.serialization import TENSORS, load_model
+from ptmq.reconstruction.features import memory_format
+from ptmq.suite import run_record as record
+from ptmq.suite.calibration import open_images
+from ptmq.suite.profile import FP32
+from ptmq.training.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches, recalibration_images
+
+BATCH = 250
+
+
+@torch.no_grad()
+def log_probabilities(network: nn.Module, images: Images, device: torch.device) -> Tensor:
+    """What the network gives for every image, (images, classes), on the CPU."""
+    batches = (images.batch(index)[0].to(device) for index in torch.arange(len(images)).split(BATCH))
+    return torch.cat([network(x).log_softmax(1).cpu() for x in batches])
+
+
+def count_correct(log_p: Tensor, images: Images) -> int:
+    """How many images are classified correctly."""
+    return int((log_p.argmax(1) == images.labels).sum())
+
+
+@torch.no_grad()
+def score(
+    model: MultiBitModel, switches: Mapping[Any, Callable[[], None]], images: Images, fp: Tensor, device: torch.device
+) -> dict[Any, tuple[int, float]]:
+    """How many images are classified correctly, and the mean KL(FP || quantized) in nats, after every switch.
+
+    switches: what sets the model's widths, by any key · fp: the FP network's log-probabilities, (images, classes).
+    Every batch is read once for all.
+    """
+    right = dict.fromkeys(switches, 0)
+    divergence = dict.fromkeys(switches, 0.0)
+    for index in torch.arange(len(images)).split(BATCH):
+        x, y = images.batch(index)
+        x, y = x.to(device).contiguous(memory_format=memory_format(x)), y.to(device)
+        reference = fp[index].to(device)
+        for key, switch in switches.items():
+            switch()
+            log_p = model(x).log_softmax(1)
+            right[key] += int((log_p.argmax(1) == y).sum())
+            divergence[key] += float(F.kl_div(log_p, reference, reduction="sum", log_target=True))
+    return {key: (right[key], divergence[key] / len(images)) for key in switches}
+
+
+def score_recalibrated(
+    model: AdaptiveBNModel, train: Images, images: Images, fp: Tensor, device: torch.device
+) -> list[dict[str, Any]]:
+    """The results of a model whose BatchNorm is re-estimated at every switch, with what that took.
+
+    The same training images for every width; a switch includes reading them.
+    """
+    chosen = recalibration_batches(len(train))
+    # so that the first width is not charged a warm-up
+    recalibrate(model, recalibration_images(train, chosen[:1], device))
+    lines = []
+    for width in model.widths:
+        start = time.perf_counter()
+        model.set_bits(width.weight, width.activation)
+        count = recalibrate(model, recalibration_images(train, chosen, device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ms = 1000 * (time.perf_counter() - start)
+        ((right, kl),) = score(model, {width: lambda: None}, images, fp, device).values()
+        switch = {"switch_images": count, "switch_ms": round(ms, 3)}
+        lines.append(record.result(width, right, len(images), kl) | switch)
+    return lines
+
+
+def save_outputs(path: Path, fp: Tensor, backbone: str, split: str) -> None:
+    """Keep an FP network's log-probabilities, so that they are computed once for all methods."""
+    save_tensors(path, {"log_probabilities": fp}, {"backbone": backbone, "split": split})
+
+
+def load_outputs(path: Path, backbone: str, split: str) -> Tensor:
+    """What `save_outputs` kept. Raises InputError where it is of another network or split."""
+    tensors, info = load_tensors(path)
+    wanted = {"backbone": backbone, "split": split}
+    if info != wanted:
+        raise InputError(f"--fp-outputs must be of {wanted}. Got {str(path)!r} of {info}.")
+    return tensors["log_probabilities"]
+
+
+def outputs_of_fp(
+    model: MultiBitModel, fp_outputs: Path | None, backbone: str, split: str, images: Images, device: torch.device
+) -> Tensor:
+    """The FP network's log-probabilities: those of the file, or without one those of the model at its FP width."""
+    if fp_outputs:
+        return load_outputs(fp_outputs, backbone, split)
+    model.set_bits(FP, FP)
+    return log_probabilities(model, images, device)
+
+
+def evaluate_fp(
+    backbone: str,
+    weights: Path,
+    split: str,
+    fp_outputs: Path | None,
+    data_dir: str | None,
+    device: torch.device,
+    dataset: str | None = None,
+) -> dict[str, Any]:
+    """The run record of a floating-point network on its own dataset or the one named.
+
+    Its outputs go to the file `fp_outputs`, if any.
+    """
+    start = time.perf_counter()
+    network = load_network(backbone, weights).to(device)
+    dataset = dataset or get_backbone(backbone).dataset
+    images, hashes = open_images(backbone, split, data_dir, dataset)
+    fp = log_probabilities(network, images, device)
+    if fp_outputs:
+        save_outputs(fp_outputs, fp, backbone, split)
+    line = record.result(FULL_PRECISION, count_correct(fp, images), len(images), kl=0.0)
+    info = {
+        "run": {
+            "dataset": dataset,
+            "backbone": backbone,
+            "method": FP32,
+            "variant": "default",
+            "label": line["width"],
+            "seed": 0,
+        },
+        "protocol": {},
+        "cost": {"seconds": 0.0, "peak_mb": record.peak_mb(device)},
+        "sha256": {"weights": sha256(weights), "data": hashes},
+        "environment": record.environment(device),
+        "commit": record.commit(),
+        "units": [],
+    }
+    return _record(info, split, [line], line["top1"], start)
+
+
+def evaluate_model(
+    folder: Path, split: str, fp_outputs: Path | None, data_dir: str | None, device: torch.device
+) -> dict[str, Any]:
+    """The run record of a calibrated model at all its widths.
+
+    fp_outputs: the file that `evaluate_fp` wrote; without it, the model's own FP width is computed.
+    """
+    start = time.perf_counter()
+    model, info = load_model(folder)
+    del info["model"]
+    info["sha256"]["model"] = sha256(folder / TENSORS)
+    backbone = info["run"]["backbone"]
+    images, _ = open_images(backbone, split, data_dir, info["run"]["dataset"])
+    model.to(device)
+    if fp_outputs is None and info["cost"].get("labels"):
+        raise InputError(
+            f"{info['run']['method']} trained the network itself, so the outputs of the one that it started from are "
+            "needed. Give --fp-outputs (from: evaluate --weights ... --fp-outputs ...)."
+        )
+    fp = outputs_of_fp(model, fp_outputs, backbone, split, images, device)
+    lines = []
+    for mode in model.modes:
+        model.set_mode(mode)
+        if model.recalibrated:
+            train, _ = open_images(backbone, "train", data_dir, info["run"]["dataset"])
+            lines += score_recalibrated(model, train, images, fp, device)
+            continue
+        switches = {width: partial(model.set_bits, width.weight, width.activation) for width in model.widths}
+        for width, (right, kl) in score(model, switches, images, fp, device).items():
+            lines.append(record.result(width, right, len(images), kl) | ({"mode": mode} if mode else {}))
+    return _record(info, split, lines, record.top1(count_correct(fp, images), len(images)), start)
+
+
+def _record(info: dict[str, Any], split: str, lines: list, fp_top1: float, start: float) -> dict[str, Any]:
+    """Results first, then everything that explains them."""
+    info["cost"]["evaluation_seconds"] = time.perf_counter() - start
+    return {"format": record.FORMAT, "split": split, "fp_top1": fp_top1, "results": lines, **info}
