@@ -4,8 +4,13 @@ Nothing is learned and no label is needed, but a switch costs images and time: w
 BatchNorm pay, and PTMQ does not. Beside it the same network as it is, `no_recalibration`.
 """
 
+from collections.abc import Sequence
+
+from torch import nn
+
 from ptmq.methods.interface import Method, register
-from ptmq.network.layers import QuantizedLayer
+from ptmq.network.layers import QuantizedLayer, frozen
+from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
 from ptmq.training.adaptive_bn import AdaptiveBNModel
 
 
@@ -15,6 +20,12 @@ class AdaptiveBN(Method):
 
     name = "adaptive_bn"
 
-    def build(self, network, blocks):
+    def build(self, network: nn.Module, blocks: Sequence[str]) -> AdaptiveBNModel:
         """The network with its BatchNorms, which are not folded here."""
-        return AdaptiveBNModel(network, blocks, self.widths, self.settings, QuantizedLayer)
+        spec = self.spec(blocks)
+
+        def to_layer(layer: nn.Module, fixed: int | None) -> nn.Module:
+            quantizer = RoundedWeightQuantizer(layer.weight.shape, spec.weight_bits, fixed)
+            return QuantizedLayer(frozen(layer), quantizer)
+
+        return AdaptiveBNModel(network, spec, to_layer)

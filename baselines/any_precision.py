@@ -1,6 +1,6 @@
 """Any-Precision DNN: train one network for all widths, with BatchNorms of its own for every width.
 
-Paper: https://arxiv.org/abs/1911.07346. Weights and activations are quantized as in DoReFa; every step runs all
+Paper: https://arxiv.org/abs/1911.07346. Weights and activations are quantized as in DoReFa; every iteration runs all
 widths, the highest with the labels, every other with the output of the next higher one as soft labels, and sums their
 gradients. First and last layer stay in floating point, and so does what enters the last layer.
 
@@ -12,24 +12,29 @@ the publication trains a pre-activation network of its own from nothing; floatin
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ptmq.common.bits import FP
+from ptmq.common.bits import FP, BitGroups, BitWidth
 from ptmq.common.errors import InputError
-from ptmq.methods.interface import register
-from ptmq.methods.with_labels import ALL_WIDTHS, TrainedMethod, soft_cross_entropy
-from ptmq.network.graph import module_of, relu_of
-from ptmq.quantization.fake_quantization import levels
-from ptmq.training.model import TrainableLayer, TrainableModel
+from ptmq.methods.interface import Task, register
+from ptmq.methods.label_training import SCHEDULES_FOR_ALL_WIDTHS, TrainedMethod, soft_cross_entropy
+from ptmq.network.layers import QuantizedLayer
+from ptmq.network.model import Switchable
+from ptmq.network.place import QuantizationSpec
+from ptmq.network.trace import module_of, relu_of
+from ptmq.quantization.fake_quantization import largest_code
+from ptmq.quantization.weight_quantizer import WeightQuantizer
+from ptmq.training.model import TrainableModel
 
 EPSILON = torch.finfo(torch.float32).eps
 
 
 def rounded(x: Tensor, bits: int) -> Tensor:
     """x in 0..1 rounded to the nearest of 2^bits levels, with the gradient of x."""
-    return x + (torch.round(x * levels(bits)) / levels(bits) - x).detach()
+    return x + (torch.round(x * largest_code(bits)) / largest_code(bits) - x).detach()
 
 
 def normalised(weight: Tensor) -> Tensor:
@@ -45,12 +50,12 @@ def scale_of(weight: Tensor) -> Tensor:
 
 def weight_codes(weight: Tensor, bits: int) -> Tensor:
     """Integer codes 0 .. 2^bits - 1 of a weight, uint8, of its shape."""
-    return torch.round(normalised(weight) * levels(bits)).to(torch.uint8)
+    return torch.round(normalised(weight) * largest_code(bits)).to(torch.uint8)
 
 
 def decode(codes: Tensor, bits: int, scale: Tensor) -> Tensor:
     """The weight of `codes` at `bits`: (2 q / (2^bits - 1) - 1) times the scale."""
-    return (2 * codes / levels(bits) - 1) * scale
+    return (2 * codes / largest_code(bits) - 1) * scale
 
 
 def quantize_weight(weight: Tensor, bits: int) -> Tensor:
@@ -67,7 +72,7 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, bits):
         ctx.save_for_backward(x)
-        return x.clamp(0, 1).mul_(levels(bits)).round_().div_(levels(bits))
+        return x.clamp(0, 1).mul_(largest_code(bits)).round_().div_(largest_code(bits))
 
     @staticmethod
     def backward(ctx, grad):
@@ -82,21 +87,22 @@ def quantize_activation(x: Tensor, bits: int) -> Tensor:
     return _Activation.apply(x, bits)
 
 
-class AnyPrecisionLayer(TrainableLayer):
-    """A layer with DoReFa's weights; at an edge in floating point."""
+class DoReFaWeightQuantizer(WeightQuantizer):
+    """DoReFa's weights; at an edge in floating point."""
 
-    def __init__(self, layer: nn.Module, widths: Sequence[int], at_edge: bool):
-        super().__init__(layer)
+    def __init__(self, widths: Sequence[int], at_edge: bool):
+        super().__init__()
         self.at_edge, self.highest = at_edge, max(widths)
         self.codes: Tensor | None = None  # of the highest width, where lower ones are made by dropping bits of them
 
-    def quantized(self, bits):
+    def quantized(self, weight: Tensor, bits: int) -> Tensor:
+        """The weight at `bits`, quantized anew or cut from the codes."""
         if self.at_edge:
-            return self.weight
+            return weight
         if self.codes is None:
-            return quantize_weight(self.weight, bits)
+            return quantize_weight(weight, bits)
         codes = self.codes >> (self.highest - bits)
-        return decode(codes.to(self.weight.dtype), bits, scale_of(self.weight))
+        return decode(codes.to(weight.dtype), bits, scale_of(weight))
 
 
 class AnyPrecisionActivation(nn.Module):
@@ -119,14 +125,12 @@ class AnyPrecisionModel(TrainableModel):
 
     modes = ("", "truncated")
 
-    def __init__(self, network: nn.Module, blocks: Sequence[str], widths: Sequence):
-        weights = [width.weight for width in widths]
+    def __init__(self, network: nn.Module, spec: QuantizationSpec):
         super().__init__(
             network,
-            blocks,
-            widths,
-            lambda layer, at_edge: AnyPrecisionLayer(layer, weights, at_edge),
-            AnyPrecisionActivation,
+            spec,
+            lambda layer, fixed: QuantizedLayer(layer, DoReFaWeightQuantizer(spec.weight_bits, fixed is not None)),
+            lambda fixed: AnyPrecisionActivation(fixed is not None),
             norm_per_width=True,
         )
         for node in self.graph.graph.nodes:
@@ -140,7 +144,8 @@ class AnyPrecisionModel(TrainableModel):
     def set_mode(self, mode: str) -> None:
         """Quantize every weight anew ('') or drop bits of the code of the highest width ('truncated')."""
         for layer in self.layers:
-            layer.codes = weight_codes(layer.weight, layer.highest) if mode == "truncated" else None
+            quantizer = layer.quantizer
+            quantizer.codes = weight_codes(layer.weight, quantizer.highest) if mode == "truncated" else None
 
 
 @register
@@ -148,25 +153,25 @@ class AnyPrecision(TrainedMethod):
     """Training for all widths with BatchNorms of their own and soft labels from the next higher width (DoReFa)."""
 
     name = "any_precision"
-    schedules = ALL_WIDTHS
+    schedules = SCHEDULES_FOR_ALL_WIDTHS
 
-    def __init__(self, settings, widths, groups=None):
+    def __init__(self, settings: dict[str, Any], widths: Sequence[BitWidth], groups: BitGroups | None = None):
         super().__init__(settings, widths, groups)
         if FP in {bits for width in self.widths for bits in (width.weight, width.activation)}:
             raise InputError(
                 f"any_precision trains integer widths. Got {', '.join(map(str, self.widths))}. Leave out those with 32."
             )
 
-    def build(self, network, blocks):
+    def build(self, network: nn.Module, blocks: Sequence[str]) -> AnyPrecisionModel:
         """The network with DoReFa's layers."""
-        return AnyPrecisionModel(network, blocks, self.widths)
+        return AnyPrecisionModel(network, QuantizationSpec(blocks, self.widths))
 
-    def fit(self, task):
+    def fit(self, task: Task) -> tuple[Switchable, dict[str, Any]]:
         """Train it."""
         model = self.build(task.network, task.blocks)
         return model, self.train(model, task)
 
-    def losses(self, model, x, y, generator) -> Iterable[Tensor]:
+    def losses(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterable[Tensor]:
         """Labels at the highest width; at every other the output of the next higher one (recursive supervision)."""
         target = None
         for width in sorted(self.widths, reverse=True):

@@ -4,21 +4,26 @@ Paper: https://arxiv.org/abs/2102.05426. The rounding of all blocks is learned u
 the quantized blocks before it give; then the activation step sizes of all blocks, with |error|^2.4.
 `fisher: true` weighs the first error by (|g| + 1)^2, g the gradient of KL(FP network || quantized so far) averaged over
 a batch: the form of the released code, in which g is so small that it changes little.
-Departures: the Fisher weights, the paper's loss, are off, as in the released code; learning rates and steps are those
-of docs/defaults.md, not 1e-3, 4e-4, 20,000 and 5,000; the first and the last layer's weights and the last layer's
+Departures: the Fisher weights, the paper's loss, are off, as in the released code; learning rates and iterations are
+those of docs/defaults.md, not 1e-3, 4e-4, 20,000 and 5,000; the first and the last layer's weights and the last layer's
 input have 8 bits, as for every method of this suite.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ptmq.common.bits import FULL_PRECISION
 from ptmq.common.errors import require
-from ptmq.common.settings import AdaptiveRoundingSettings
-from ptmq.methods.interface import AdaptiveReconstruction, register
-from ptmq.reconstruction.features import joined, propagate, take
+from ptmq.methods.interface import register
+from ptmq.methods.reconstruction import Reconstruction
+from ptmq.network.model import Unit
+from ptmq.reconstruction.features import Features, joined, propagate, take
+from ptmq.reconstruction.passes import AdaptiveRoundingPass
+from ptmq.reconstruction.settings import AdaptiveRoundingSettings
 
 
 @dataclass(frozen=True)
@@ -27,28 +32,21 @@ class BRECQSettings(AdaptiveRoundingSettings):
 
     lr_step_size: float = 1e-4
     keep: float = 1.0
-    activation_steps: int = 0  # a unit in the second pass; 0: a quarter of `steps`, as published
+    activation_iterations: int = 0  # a unit in the second pass; 0: a quarter of `iterations`, as published
     fisher: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(self.keep == 1, "keep", "1 (BRECQ drops nothing)", self.keep)
-        require(self.activation_steps >= 0, "activation_steps", "0 or more", self.activation_steps)
+        require(self.activation_iterations >= 0, "activation_iterations", "0 or more", self.activation_iterations)
 
 
-@register
-class BRECQ(AdaptiveReconstruction):
-    """Rounding of one block after the other under FP activations, then activation step sizes."""
+class BRECQPass(AdaptiveRoundingPass):
+    """Adaptive rounding, where it is asked for with the Fisher weights of the error."""
 
-    name = "brecq"
-    Settings = BRECQSettings
-    per_width = True
+    settings: BRECQSettings
 
-    def phases(self):
-        """Weights, then step sizes."""
-        return self.weights_then_step_sizes(self.settings.activation_steps)
-
-    def importance(self, unit, later, features):
+    def importance(self, unit: Unit, later: Sequence[Unit], features: Features) -> Tensor | None:
         """(|g| + 1)^2, g the gradient of KL(FP network || blocks so far quantized) by the unit's output."""
         if not self.settings.fisher:
             return None
@@ -66,8 +64,22 @@ class BRECQ(AdaptiveReconstruction):
         return joined(gradients).abs().add(1).square()
 
 
-def _log_probabilities(x, later):
+def _log_probabilities(x: Tensor, later: Sequence[Unit]) -> Tensor:
     """The network's, from what enters the units `later`, (images, classes)."""
     for unit in later:
         x = unit(x)
     return x.log_softmax(-1)
+
+
+@register
+class BRECQ(Reconstruction):
+    """Rounding of one block after the other under FP activations, then activation step sizes."""
+
+    name = "brecq"
+    Settings = BRECQSettings
+    Pass = BRECQPass
+    per_width = True
+
+    def passes(self) -> Sequence[Pass]:
+        """Weights, then step sizes."""
+        return self.weights_then_step_sizes(self.settings.activation_iterations)

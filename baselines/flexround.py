@@ -6,19 +6,23 @@ straight through the rounding, without a regularizer. A weight may move further 
 `setting: qdrop` learns it together with the activation step sizes under dropping, `setting: brecq` in BRECQ's two
 passes.
 Departures: the factors are learned as logarithms, as in the released code; s1 starts from the suite's step-size
-search; learning rates and steps are those of docs/defaults.md.
+search; learning rates and iterations are those of docs/defaults.md.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ptmq.common.errors import one_of, require
-from ptmq.common.settings import ReconstructionSettings
-from ptmq.methods.interface import Reconstruction, register
-from ptmq.quantization.fake_quantization import levels
+from ptmq.methods.interface import register
+from ptmq.methods.reconstruction import Reconstruction
+from ptmq.network.layers import QuantizedLayer
+from ptmq.quantization.fake_quantization import largest_code
 from ptmq.quantization.rounding import Relaxation
+from ptmq.reconstruction.passes import Pass
+from ptmq.reconstruction.settings import ReconstructionSettings
 
 
 @dataclass(frozen=True)
@@ -28,50 +32,58 @@ class FlexRoundSettings(ReconstructionSettings):
     lr_rounding: float = 3e-3
     lr_rounding_schedule: str = "cosine"
     setting: str = "qdrop"  # or brecq, which drops nothing
-    activation_steps: int = 0  # a unit in the second pass of setting brecq; 0: a quarter of `steps`
+    activation_iterations: int = 0  # a unit in the second pass of setting brecq; 0: a quarter of `iterations`
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         one_of("setting", self.setting, ("brecq", "qdrop"))
         require(self.setting == "qdrop" or self.keep == 1, "keep", "1 in setting brecq (set keep: 1)", self.keep)
-        require(self.activation_steps >= 0, "activation_steps", "0 or more", self.activation_steps)
+        require(self.activation_iterations >= 0, "activation_iterations", "0 or more", self.activation_iterations)
 
 
 class ElementwiseDivision(Relaxation):
-    """The learned divisors of one layer's weight, (out, in, ...); steps, zero_points: (out, 1, ...) a width."""
+    """The learned divisors of one layer's weight, (out, in, ...); step_sizes, zero_points: (out, 1, ...) a width."""
 
-    def __init__(self, weight, steps, zero_points):
+    def __init__(self, weight: Tensor, step_sizes: dict[int, Tensor], zero_points: dict[int, Tensor]):
         super().__init__()
         self.weight, self.zero_points = weight, zero_points
-        self.log_s1 = nn.ParameterDict({str(bits): nn.Parameter(step.log()) for bits, step in steps.items()})
+        self.log_s1 = nn.ParameterDict({str(bits): nn.Parameter(step.log()) for bits, step in step_sizes.items()})
         self.log_s2 = nn.Parameter(torch.zeros_like(weight))
         self.log_s3 = nn.Parameter(weight.new_zeros(len(weight), *[1] * (weight.dim() - 1)))
         self.log_s4 = nn.Parameter(weight.new_zeros(1, weight.shape[1], 1, 1)) if weight.dim() == 4 else 0.0
 
-    def soft(self, widths):
+    def soft(self, widths: Iterable[int]) -> dict[int, Tensor]:
         """s1 * (codes - zero point): the forward value is on the grid, the gradient passes the rounding."""
         return {bits: (self._codes(bits) - self.zero_points[bits]) * self.log_s1[str(bits)].exp() for bits in widths}
 
     @property
-    def steps(self):
+    def step_sizes(self) -> dict[int, Tensor]:
         """The learned step sizes."""
         return {int(bits): log_s1.detach().exp() for bits, log_s1 in self.log_s1.items()}
 
     @torch.no_grad()
-    def hard(self):
+    def hard(self) -> Tensor:
         """How far every code is from floor(w / s1) + zero point: int16, (widths, *weight.shape)."""
         offsets = [
             self._codes(bits) - torch.floor(self.weight / step) - self.zero_points[bits]
-            for bits, step in self.steps.items()
+            for bits, step in self.step_sizes.items()
         ]
         return torch.stack(offsets).round().to(torch.int16)
 
-    def _codes(self, bits):
+    def _codes(self, bits: int) -> Tensor:
         """Codes 0 .. 2^bits - 1, a float tensor with the gradient of the unrounded quotient."""
         divisor = (self.log_s1[str(bits)] + self.log_s2 + self.log_s3 + self.log_s4).exp()
         quotient = self.weight / divisor
         rounded = quotient + (quotient.round() - quotient).detach()
-        return torch.clamp(rounded + self.zero_points[bits], 0, levels(bits))
+        return torch.clamp(rounded + self.zero_points[bits], 0, largest_code(bits))
+
+
+class FlexRoundPass(Pass):
+    """Learns divisors of the weights beside the activation step sizes."""
+
+    def relax(self, layer: QuantizedLayer) -> Relaxation:
+        """Every divisor starts from 1, the step size from the search: rounding to nearest."""
+        return ElementwiseDivision(layer.weight, layer.quantizer.step_sizes(), layer.quantizer.zero_points())
 
 
 @register
@@ -80,14 +92,11 @@ class FlexRound(Reconstruction):
 
     name = "flexround"
     Settings = FlexRoundSettings
+    Pass = FlexRoundPass
     per_width = True
 
-    def phases(self):
+    def passes(self) -> Sequence[Pass]:
         """One pass as QDrop, or two as BRECQ."""
         if self.settings.setting == "brecq":
-            return self.weights_then_step_sizes(self.settings.activation_steps)
-        return [self]
-
-    def relax(self, layer):
-        """Every divisor starts from 1, the step size from the search: rounding to nearest."""
-        return ElementwiseDivision(layer.weight, layer.steps(), layer.zero_points())
+            return self.weights_then_step_sizes(self.settings.activation_iterations)
+        return super().passes()

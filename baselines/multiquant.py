@@ -1,9 +1,9 @@
 """MultiQuant: train one network for all widths, which share weights and BatchNorm.
 
-Paper: Xu, Feng, Zhang, Wang, IJCAI 2022, https://doi.org/10.24963/ijcai.2022/504. Every step trains the lowest, the
-highest and a width drawn between them; step sizes are learned, one set a width (LSQ); labels adapt while the network
-trains, so that low widths, which cannot fit one-hot labels, do not pull the shared weights away from the high ones
-("vicious competition"). BatchNorm is re-estimated at every switch (ptmq/training/adaptive_bn.py).
+Paper: Xu, Feng, Zhang, Wang, IJCAI 2022, https://doi.org/10.24963/ijcai.2022/504. Every iteration trains the lowest,
+the highest and a width drawn between them; step sizes are learned, one set a width (LSQ); labels adapt while the
+network trains, so that low widths, which cannot fit one-hot labels, do not pull the shared weights away from the high
+ones ("vicious competition"). BatchNorm is re-estimated at every switch (ptmq/training/adaptive_bn.py).
 
 The paper's formula of the labels is not public, so this one is ours: the label of a width is p · t + (1 - p) · y, with
 y the true label, t what the next higher width that was run gives for the image, and p the probability in t of the true
@@ -12,18 +12,26 @@ it; where it is wrong, the true label counts. Its schedule is not public, either
 released code, which the same author's later work compares with.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ptmq.common.bits import BitWidth
+from ptmq.common.bits import BitGroups, BitWidth
 from ptmq.common.errors import InputError
-from ptmq.methods.interface import register
-from ptmq.methods.with_labels import ALL_WIDTHS, TrainedMethod, TrainedStepSizeSettings, soft_cross_entropy
+from ptmq.methods.interface import Task, register
+from ptmq.methods.label_training import (
+    SCHEDULES_FOR_ALL_WIDTHS,
+    TrainedMethod,
+    TrainedStepSizeSettings,
+    soft_cross_entropy,
+)
+from ptmq.network.layers import QuantizedLayer
+from ptmq.network.model import Switchable
+from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.training.adaptive_bn import AdaptiveBNModel
-from ptmq.training.model import LearnedStepLayer
 
 STEP_SIZE_RATE = 0.01  # factor on the learning rate
 
@@ -40,32 +48,37 @@ class MultiQuant(TrainedMethod):
 
     name = "multiquant"
     Settings = TrainedStepSizeSettings
-    schedules = ALL_WIDTHS
+    schedules = SCHEDULES_FOR_ALL_WIDTHS
 
-    def __init__(self, settings, widths, groups=None):
+    def __init__(self, settings: dict[str, Any], widths: Sequence[BitWidth], groups: BitGroups | None = None):
         super().__init__(settings, widths, groups)
         if len(self.widths) < 2:
             raise InputError(f"multiquant trains two widths or more. Got {self.widths[0]}.")
 
-    def build(self, network, blocks):
+    def build(self, network: nn.Module, blocks: Sequence[str]) -> AdaptiveBNModel:
         """The network with a learned step size of every tensor for every width."""
-        return AdaptiveBNModel(network, blocks, self.widths, self.settings, LearnedStepLayer)
+        spec = self.spec(blocks)
 
-    def fit(self, task):
+        def to_layer(layer: nn.Module, fixed: int | None) -> nn.Module:
+            return QuantizedLayer(layer, ActivationQuantizer(spec.weight_bits, fixed))  # per tensor, learned (LSQ)
+
+        return AdaptiveBNModel(network, spec, to_layer)
+
+    def fit(self, task: Task) -> tuple[Switchable, dict[str, Any]]:
         """Search step sizes, then train them and everything else."""
         model, _ = super().fit(task)
         details = self.train(model, task)
-        self.keep_steps_positive(model)
+        self.keep_step_sizes_positive(model)
         return model, details
 
-    def rates(self, model):
+    def rates(self, model: Any) -> dict[nn.Parameter, float]:
         """Step sizes are far smaller than weights, and so is their learning rate."""
         return {step: STEP_SIZE_RATE for quantizer in model.learned_quantizers for step in quantizer.step.parameters()}
 
-    def keep_steps_positive(self, model: AdaptiveBNModel) -> None:
-        """Undo an optimizer's step across zero."""
+    def keep_step_sizes_positive(self, model: AdaptiveBNModel) -> None:
+        """Undo an optimizer's move across zero."""
         for quantizer in model.learned_quantizers:
-            quantizer.keep_steps_positive()
+            quantizer.keep_step_sizes_positive()
 
     def drawn(self, generator: torch.Generator) -> list[BitWidth]:
         """The highest, one between (where there is one) and the lowest width, in this order."""
@@ -74,9 +87,9 @@ class MultiQuant(TrainedMethod):
             between = [between[int(torch.randint(len(between), (), generator=generator))]]
         return [highest, *between, lowest]
 
-    def losses(self, model, x, y, generator) -> Iterable[Tensor]:
+    def losses(self, model: Any, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterable[Tensor]:
         """Cross-entropy at each of them, against its adaptive label."""
-        self.keep_steps_positive(model)
+        self.keep_step_sizes_positive(model)
         higher = None
         for width in self.drawn(generator):
             model.set_bits(width.weight, width.activation)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from ptmq.common.errors import require
-from ptmq.common.settings import StepSizeSettings
 from ptmq.methods.interface import Method, register
+from ptmq.reconstruction.settings import StepSizeSettings
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class MinMaxSettings(StepSizeSettings):
 
     step_size_search: str = "minmax"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(self.step_size_search == "minmax", "step_size_search", "minmax", self.step_size_search)
 

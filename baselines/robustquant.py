@@ -6,18 +6,20 @@ disturbs least. The network stays in floating point. It is then quantized withou
 Departure: step sizes are searched as for every method of the suite, where the publication uses LAPQ.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmq.common.errors import InputError, require
-from ptmq.methods.interface import register
-from ptmq.methods.with_labels import TrainedMethod, TrainedStepSizeSettings
-from ptmq.models.backbones import Training
+from ptmq.methods.interface import Task, register
+from ptmq.methods.label_training import TrainedMethod, TrainedStepSizeSettings
+from ptmq.models.backbone import Training
+from ptmq.network.model import Switchable
 
 TARGET = 1.8
 
@@ -43,7 +45,7 @@ class RobustQuantSettings(TrainedStepSizeSettings):
 
     kurtosis_weight: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(self.kurtosis_weight >= 0, "kurtosis_weight", "0 or more", self.kurtosis_weight)
 
@@ -62,7 +64,7 @@ class RobustQuant(TrainedMethod):
         "short": Training(epochs=10, batch_size=128, optimizer="sgd", lr=5e-2, weight_decay=5e-4, warmup=0.0, amp=True),
     }  # fmt: skip
 
-    def fit(self, task):
+    def fit(self, task: Task) -> tuple[Switchable, dict[str, Any]]:
         """Fine-tune the network, then round it to nearest."""
         if not regularized(task.network):
             raise InputError(
@@ -74,7 +76,7 @@ class RobustQuant(TrainedMethod):
         model, _ = super().fit(task)
         return model, details
 
-    def losses(self, model, x, y, generator):
+    def losses(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterable[Tensor]:
         """Cross-entropy and KURE."""
         spread = torch.stack([(kurtosis(weight) - TARGET).square() for weight in regularized(model)]).mean()
         yield F.cross_entropy(model(x), y) + self.settings.kurtosis_weight * spread

@@ -1,10 +1,9 @@
 """Command line: python -m ptmq <command>. It is all that the workflow's rules call."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +51,15 @@ def parser() -> argparse.ArgumentParser:
         "backbone", "data-dir", "seed", "set", "device", "threads", "out")  # fmt: skip
     sub = command("quantize", quantize, "calibrate a network with one method")
     add(sub, "profile", "backbone", "method", "variant", "width", "seed", "set", "spec", "weights", "data-dir", "out")
+    for name, text in EXECUTION.items():
+        sub.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
     sub = command("evaluate", evaluate, "top-1 of a calibrated model at all its widths, or of an FP network")
     add(sub, "model", "weights", "backbone", "images", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     sub = command("mixed", mixed, "a width for every block of a multi-bit model: the frontier, and what a switch costs")
     add(sub, "model", "weights", "average-bits", "kib", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     add(command("check", check, "check a profile and every method's settings"), "profile", "json")
     command("methods", methods, "list the methods and their settings")
-    sub = command("bench", benchmark, "time learning steps against the FP passes that they contain")
+    sub = command("bench", benchmark, "time learning iterations against the FP passes that they contain")
     add(sub, "case", "repeats", "threads", "device")
     sub.add_argument("--out", type=Path, help="where the record goes; else it is printed alone")
     return root
@@ -102,32 +103,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "out": {"type": Path, "required": True, "help": "where the result goes"},
 }
 
+EXECUTION = {
+    "compile": "fake quantizers by torch.compile: faster after some 20 s; needs a C++ compiler",
+    "autocast": "layers and products while learning in bfloat16: another result, faster on a GPU",
+    "features_in_main_memory": "keep features in main memory, where they do not fit on the GPU",
+}
+
 
 # ---------------------------------------------------------------- what the commands share
-def torch_device(name: str, threads: int):
-    """Set threads and allocator; return the torch device. Raises InputError where CUDA is asked for in vain."""
-    import torch
-
-    from ptmq.common.allocator import keep_freed_memory
-
-    require(threads >= 1, "--threads", "at least 1", threads)
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise InputError(f"device must be cpu, cuda or auto. Got {name!r}.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but torch finds no CUDA GPU. Set device: cpu, or auto.")
-    if name == "cuda":  # the same run gives the same result, in float32 proper
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.allow_tf32 = False
-    return torch.device(name)
-
-
 def overrides(pairs: list[str]) -> dict[str, Any]:
-    """['steps=100', 'mfm=none'] -> {'steps': 100, 'mfm': 'none'}; values are read as YAML."""
+    """['iterations=100', 'mfm=none'] -> {'iterations': 100, 'mfm': 'none'}; values are read as YAML."""
     values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -147,21 +132,6 @@ def required(args: argparse.Namespace, *names: str) -> None:
         raise InputError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
 
 
-def training_of(backbone: str, values: dict[str, Any]):
-    """The training settings of a backbone with some values replaced."""
-    from ptmq.common.settings import from_dict
-    from ptmq.models.backbones import get_backbone
-
-    standard = get_backbone(backbone).training
-    if standard is None:
-        if not values:
-            return None
-        raise InputError(
-            f"backbone {backbone!r} has public weights and is not trained. Got training settings {values}."
-        )
-    return from_dict(type(standard), {**asdict(standard), **values}, f"training of {backbone}")
-
-
 # ---------------------------------------------------------------- the commands
 def data(args: argparse.Namespace) -> None:
     """Get a dataset; write a manifest with its hashes."""
@@ -174,55 +144,21 @@ def data(args: argparse.Namespace) -> None:
 
 def weights(args: argparse.Namespace) -> None:
     """Get a public checkpoint; write it as safetensors under the network's own names."""
-    from ptmq.common.files import save_tensors, sha256
-    from ptmq.models.backbones import get_backbone
-    from ptmq.models.checkpoints import fetch, load_state, read_checkpoint, weights_folder
+    from ptmq.models.checkpoints import convert
 
     required(args, "backbone")
-    backbone = get_backbone(args.backbone)
-    checkpoint = backbone.checkpoint
-    if checkpoint is None:
-        raise InputError(f"backbone {args.backbone!r} has no public checkpoint. Train it: python -m ptmq train.")
-    path = fetch(checkpoint, weights_folder(args.weights_dir), args.offline)
-    state = read_checkpoint(path, checkpoint)
-    load_state(backbone.network(), state, str(path))
-    source = {"file": checkpoint.file, "sha256": sha256(path), "source": checkpoint.source, "url": checkpoint.url}
-    save_tensors(args.out, state, {"backbone": args.backbone, **source})
+    convert(args.backbone, args.weights_dir, args.offline, args.out)
 
 
 def train(args: argparse.Namespace) -> None:
     """Train a network; write its weights."""
-    import torch
-
-    from ptmq.common.files import save_tensors
-    from ptmq.common.progress import Bar
-    from ptmq.models.backbones import get_backbone
-    from ptmq.suite.calibration import open_images
-    from ptmq.suite.run_record import code_hash, fingerprint
-    from ptmq.training import trainer as training
+    from ptmq.common.device import open_device
+    from ptmq.training.floating_point import train_backbone
 
     required(args, "backbone")
-    device = torch_device(args.device, args.threads)
-    backbone = get_backbone(args.backbone)
-    settings = training_of(args.backbone, overrides(args.set))
-    if settings is None:
-        raise InputError(f"backbone {args.backbone!r} has public weights. Get them: python -m ptmq weights.")
-    images, hashes = open_images(args.backbone, "train", args.data_dir)
-    with torch.random.fork_rng():  # torch initialises layers from its global generator
-        torch.manual_seed(args.seed)
-        network = backbone.network()
-    info = {"backbone": args.backbone, "seed": args.seed, "training": asdict(settings)}
-    unfinished = args.out.with_suffix(f".unfinished-{fingerprint([info, hashes, code_hash(), device.type])}.pt")
-    with Bar(f"{args.backbone} training", settings.epochs, "epoch") as bar:
-        state = training.train(
-            network, images, settings, args.seed, device,
-            lambda epoch, loss: bar.advance(f"epoch {epoch}", 1, loss), checkpoint=unfinished,
-        )  # fmt: skip
-    # no time of day and no duration in the file: the same training gives the same bytes
-    save_tensors(args.out, {key: value.cpu() for key, value in network.state_dict().items()}, info)
-    for path in args.out.parent.glob(f"{args.out.stem}.unfinished-*"):  # this one, and those of settings given up
-        path.unlink(missing_ok=True)
-    print(f"{settings.epochs} epochs in {state.seconds:.0f} s")
+    device = open_device(args.device, args.threads)
+    seconds = train_backbone(args.backbone, overrides(args.set), args.seed, args.data_dir, args.out, device)
+    print(f"trained in {seconds:.0f} s")
 
 
 def run_of(args: argparse.Namespace):
@@ -247,26 +183,29 @@ def run_of(args: argparse.Namespace):
                 f"Choose one of: {choices}."
             )
         run = runs[0]
-    return replace(run, settings={**run.settings, **overrides(args.set)})
+    execution = {name: True for name in EXECUTION if getattr(args, name)}
+    return replace(run, settings={**run.settings, **overrides(args.set)}, execution={**run.execution, **execution})
 
 
 def quantize(args: argparse.Namespace) -> None:
     """Calibrate; write the model with everything its run record will need."""
+    from ptmq.common.device import open_device
     from ptmq.suite.calibration import calibrate
 
     required(args, "weights")
     run = run_of(args)
-    calibrate(run, args.weights, args.data_dir, args.out, torch_device(run.device, run.threads))
+    calibrate(run, args.weights, args.data_dir, args.out, open_device(run.device, run.threads))
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Top-1 at every width; write the run record."""
+    from ptmq.common.device import open_device
     from ptmq.common.files import write_json
     from ptmq.suite.evaluation import evaluate_fp, evaluate_model
 
     if (args.model is None) == (args.weights is None):
         raise InputError("give either --model (a calibrated model) or --weights and --backbone (an FP network).")
-    device = torch_device(args.device, args.threads)
+    device = open_device(args.device, args.threads)
     if args.model is None:
         required(args, "backbone")
         record = evaluate_fp(
@@ -284,11 +223,12 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def mixed(args: argparse.Namespace) -> None:
     """Accuracy against average bits and size; write the frontier's record."""
+    from ptmq.common.device import open_device
     from ptmq.common.files import write_json
     from ptmq.suite.frontier import frontier
 
     required(args, "model", "weights")
-    device = torch_device(args.device, args.threads)
+    device = open_device(args.device, args.threads)
     record = frontier(
         args.model, args.weights, args.split, args.fp_outputs, args.data_dir, device, args.average_bits, args.kib
     )
@@ -303,9 +243,10 @@ def mixed(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     """Check a profile and the settings of all its runs; all mistakes are told at once."""
     from ptmq.data.datasets import DATASETS
-    from ptmq.models.backbones import get_backbone
-    from ptmq.suite.calibration import method_of
+    from ptmq.models.backbone import get_backbone
+    from ptmq.suite.calibration import execution_of, method_of
     from ptmq.suite.profile import all_runs, read_profile, validate
+    from ptmq.training.floating_point import training_of
 
     if args.json is None:
         required(args, "profile")
@@ -325,6 +266,7 @@ def check(args: argparse.Namespace) -> None:
             continue
         try:
             method_of(run)
+            execution_of(run)
         except InputError as error:
             mistakes[f"{run.backbone}, {run.method}, {run.variant}: {error}"] = None
     if mistakes:
@@ -348,11 +290,12 @@ def methods(args: argparse.Namespace) -> None:
 
 def benchmark(args: argparse.Namespace) -> None:
     """Measure one case; write its record."""
+    from ptmq.common.device import open_device
     from ptmq.common.files import write_json
     from ptmq.suite.bench import lines, measure
 
     require(args.repeats >= 1, "--repeats", "at least 1", args.repeats)
-    result = measure(args.case, args.repeats, torch_device(args.device, args.threads))
+    result = measure(args.case, args.repeats, open_device(args.device, args.threads))
     if args.out:
         write_json(args.out, result)
     print("\n".join(lines(result)))

@@ -15,6 +15,7 @@ from torch import nn
 
 from ptmq.common.bits import BitGroups
 from ptmq.network.model import MultiBitModel
+from ptmq.network.place import QuantizationSpec
 
 torch.set_num_threads(1)  # the tensors are tiny, and a busy machine makes two threads far slower than one
 ROOT = Path(__file__).parent.parent
@@ -83,7 +84,7 @@ def toy_network(seed: int = 0) -> nn.Module:
 
 def toy_model(widths=GROUPS.widths) -> MultiBitModel:
     """The toy cut into units, step sizes not set."""
-    return MultiBitModel(toy_network(), ["blocks.*"], widths).eval()
+    return MultiBitModel(toy_network(), QuantizationSpec(["blocks.*"], widths)).eval()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ ENTRY, LINE = (re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)[0] for 
 
 def test_the_guide_adds_a_backbone(tmp_path):
     folder = copy_of_the_project(tmp_path / "project")
-    path = folder / "ptmq/models/backbones.py"
+    path = folder / "ptmq/models/zoo.py"
     text = path.read_text()
     start = "BACKBONES: dict[str, Backbone] = {\n"
     path.write_text(text.replace(start, start + ENTRY))

@@ -21,7 +21,7 @@ from conftest import ROOT
 from ptmq.cli import main
 from ptmq.common.files import load_tensors, save_tensors
 from ptmq.data import datasets
-from ptmq.models.backbones import BACKBONES
+from ptmq.models.zoo import BACKBONES
 from ptmq.suite.profile import Run
 
 DIGITS = yaml.safe_load((ROOT / "workflow/config/digits.yaml").read_text())

@@ -10,7 +10,8 @@ from ptmq.common.errors import InputError
 from ptmq.common.files import save_tensors
 from ptmq.data import datasets
 from ptmq.models import checkpoints as weights
-from ptmq.models.backbones import BACKBONES, Checkpoint
+from ptmq.models.backbone import Checkpoint
+from ptmq.models.zoo import BACKBONES
 
 
 def test_digits_splits_are_fixed_and_apart():

@@ -7,7 +7,7 @@ import torch
 
 from ptmq.common.bits import BitGroups
 from ptmq.methods.interface import create
-from ptmq.models.backbones import BACKBONES
+from ptmq.models.zoo import BACKBONES
 from ptmq.network.model import MultiBitModel
 from ptmq.suite.bench import SHAPES
 

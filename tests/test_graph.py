@@ -4,16 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Toy, toy_model, toy_network, vectors
+from ptmq.suite.bit_operations import bit_operations
 from torch import nn
 
 from ptmq.common.bits import BitWidth
 from ptmq.common.errors import InputError
-from ptmq.models.backbones import BACKBONES
-from ptmq.network.graph import absorb_relus, extract, fold_norms, quantize_graph, to_units, trace
+from ptmq.models.zoo import BACKBONES
 from ptmq.network.layers import ActivationQuantizer, QuantizedLayer
 from ptmq.network.model import MultiBitModel
+from ptmq.network.trace import absorb_relus, extract, fold_norms, quantize_graph, to_units, trace
 from ptmq.suite.bench import SHAPES
-from ptmq.suite.bit_operations import bit_operations
 
 
 def test_batchnorm_folds_to_brecqs_numbers():

@@ -8,7 +8,8 @@ from PIL import Image
 from ptmq.common.errors import InputError
 from ptmq.data import datasets
 from ptmq.data.imagenet import ImageFiles, files_of, listing_sha256
-from ptmq.models.backbones import BACKBONES, Preprocessing
+from ptmq.models.backbone import Preprocessing
+from ptmq.models.zoo import BACKBONES
 
 RESNET = BACKBONES["resnet18"]
 

@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 from conftest import GROUPS, toy_model, toy_network
+from ptmq.methods.with_labels import TrainedMethod
 
 from ptmq.common.bits import BitGroups, BitWidth
 from ptmq.common.errors import InputError
-from ptmq.data.datasets import ImagesInMemory
+from ptmq.data.images import ImagesInMemory
 from ptmq.methods import interface as methods
 from ptmq.methods.interface import METHODS, AdaptiveReconstruction, Task, create, discover
-from ptmq.methods.with_labels import TrainedMethod
-from ptmq.models.backbones import BACKBONES
+from ptmq.models.zoo import BACKBONES
 from ptmq.network.layers import ActivationQuantizer
 from ptmq.network.model import MultiBitModel
 from ptmq.network.serialization import load_model, save_model

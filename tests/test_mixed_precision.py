@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import GROUPS, toy_model
+from ptmq.suite.bit_operations import bit_operations
 
 from ptmq.common.bits import BitWidth
 from ptmq.common.errors import InputError
-from ptmq.suite.bit_operations import bit_operations
 from ptmq.suite.mixed_precision import Choices, apply, measure, search
 
 W3, W4, W8 = (BitWidth(b, b) for b in (3, 4, 8))

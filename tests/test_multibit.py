@@ -11,7 +11,7 @@ from conftest import GROUPS, ROOT, toy_model, toy_network
 from ptmq.common.bits import BitWidth
 from ptmq.common.errors import InputError
 from ptmq.methods.interface import create
-from ptmq.models.backbones import BACKBONES
+from ptmq.models.zoo import BACKBONES
 from ptmq.network.model import MultiBitModel
 from ptmq.network.serialization import DESCRIPTION, TENSORS, load_model, save_model
 

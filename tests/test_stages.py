@@ -9,7 +9,7 @@ from conftest import ROOT, needs_compiler
 from ptmq.cli import main
 from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors, save_tensors
-from ptmq.models.backbones import Training
+from ptmq.models.backbone import Training
 from ptmq.network.serialization import load_model
 from ptmq.suite.calibration import calibrate, open_images
 from ptmq.suite.evaluation import evaluate_fp, evaluate_model

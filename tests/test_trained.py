@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Toy, toy_model, toy_network, vectors
+from ptmq.methods.with_labels import soft_cross_entropy
 from torch import nn
 
 from baselines.any_precision import decode, quantize_activation, quantize_weight, scale_of, weight_codes
@@ -13,10 +14,10 @@ from baselines.multiquant import adaptive_label
 from baselines.robustquant import TARGET, kurtosis, regularized
 from ptmq.common.bits import BitWidth
 from ptmq.common.errors import InputError
-from ptmq.data.datasets import ImagesInMemory
+from ptmq.data.images import ImagesInMemory
 from ptmq.methods.interface import create
-from ptmq.methods.with_labels import soft_cross_entropy
-from ptmq.models.backbones import BACKBONES, Training
+from ptmq.models.backbone import Training
+from ptmq.models.zoo import BACKBONES
 from ptmq.network.serialization import load_model
 from ptmq.suite.calibration import calibrate
 from ptmq.suite.evaluation import evaluate_fp, evaluate_model

@@ -43,10 +43,16 @@ class BitWidth:
 FULL_PRECISION = BitWidth(FP, FP)
 
 
+def require_width(bits: int, known: Sequence[int], what: str) -> None:
+    """Raise ValueError unless a quantizer of the widths `known` can take `bits`; it always can take floating point."""
+    if bits != FP and bits not in known:
+        raise ValueError(f"{what} has no {bits}-bit step size. Calibrated widths: {', '.join(map(str, known))}.")
+
+
 class BitGroups:
     """The set B of widths split into groups, lowest first: Low, Medium and High in PTMQ (figure 1).
 
-    Every step of the calibration draws one width from each group.
+    Every iteration of the calibration draws one width from each group.
     """
 
     def __init__(self, *groups: Sequence["str | BitWidth"]):

@@ -7,21 +7,21 @@ from tqdm import tqdm
 
 
 class Bar:
-    """Progress over all steps of a reconstruction, or all epochs of a training."""
+    """Progress over all iterations of a reconstruction, or all epochs of a training."""
 
-    def __init__(self, title: str, steps: int, unit: str = "step"):
+    def __init__(self, title: str, total: int, unit: str = "iteration"):
         interactive = sys.stderr.isatty()
         self.bar = tqdm(
-            total=steps, desc=title, unit=unit, disable=steps == 0, mininterval=0.2 if interactive else 15.0
+            total=total, desc=title, unit=f" {unit}", disable=total == 0, mininterval=0.2 if interactive else 15.0
         )
 
     def __enter__(self) -> "Bar":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.close()
 
-    def advance(self, unit: str, steps: int, loss: float) -> None:
-        """`steps` more are done, in `unit`, with `loss` the last (NaN where there is none yet)."""
+    def advance(self, unit: str, count: int, loss: float) -> None:
+        """`count` more are done, in `unit`, with `loss` the last (NaN where there is none yet)."""
         self.bar.set_postfix_str(unit if math.isnan(loss) else f"{unit} loss {loss:.4g}", refresh=False)
-        self.bar.update(steps)
+        self.bar.update(count)

@@ -13,12 +13,10 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
-from torchvision.transforms.v2.functional import InterpolationMode
 
 from ptmq.common.errors import InputError
-from ptmq.data.datasets import Images
-from ptmq.models.backbones import Backbone
+from ptmq.data.images import DatasetSource, Images
+from ptmq.models.backbone import Backbone
 
 FOLDERS = {"train": "train", "heldout": "train", "test": "val"}
 SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -43,6 +41,9 @@ class ImageFiles(Images):
 
     def read(self, index: int) -> Tensor:
         """One image, cropped, uint8 (3, size, size). Raises InputError where the file is no image."""
+        from torchvision.transforms.v2 import functional as transforms  # seconds, for who reads image files alone
+        from torchvision.transforms.v2.functional import InterpolationMode
+
         size, resize, interpolation = (
             self.preprocessing.size,
             self.preprocessing.resize,
@@ -109,3 +110,18 @@ def listing_sha256(root: Path) -> dict[str, str]:
         lines = (f"{path.relative_to(root)} {label}\n" for path, label in files_of(root, split, heldout=0))
         hashes[f"{root.name}/{FOLDERS[split]}"] = hashlib.sha256("".join(lines).encode()).hexdigest()
     return hashes
+
+
+def imagenet(folder: str, resize: bool, heldout: int) -> DatasetSource:
+    """ImageNet's classes below `folder`; resize: as for `ImageFiles` · heldout: as for `files_of`."""
+
+    def fetch(root: Path, offline: bool) -> dict[str, str]:
+        return listing_sha256(root / folder)
+
+    def open_files(root: Path, split: str, backbone: Backbone) -> Images:
+        if split == "heldout" and not heldout:
+            raise InputError(f"dataset {folder!r} has no held-out images. Choose settings on another dataset.")
+        files = files_of(root / folder, split, heldout)
+        return ImageFiles(files, backbone, resize)
+
+    return DatasetSource(open_files, fetch, "imagenet", {"shift": 28, "flip": True, "border": "edge"})

@@ -5,33 +5,31 @@ A method is a class in `baselines/<name>.py` (or in another package, through the
 """
 
 import importlib
-import math
+import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
-from copy import copy
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ptmq.common.bits import FP, BitGroups, BitWidth
+from ptmq.common.bits import BitGroups, BitWidth
 from ptmq.common.errors import InputError, one_of
 from ptmq.common.progress import Bar
-from ptmq.common.settings import AdaptiveRoundingSettings, ReconstructionSettings, StepSizeSettings, from_dict
-from ptmq.data.datasets import Images
-from ptmq.network.layers import QuantizedLayer
-from ptmq.network.model import MultiBitModel
-from ptmq.quantization.rounding import AdaptiveRounding
-from ptmq.reconstruction.engine import Checkpoint, count_steps, reconstruct
-from ptmq.reconstruction.phase import Phase, StepSizes
+from ptmq.common.settings import from_dict
+from ptmq.data.images import Images
+from ptmq.network.model import MultiBitModel, Switchable
+from ptmq.network.place import QuantizationSpec
+from ptmq.reconstruction.engine import Progress, ResumeFile, silent
+from ptmq.reconstruction.settings import Execution, StepSizeSettings
 
 METHODS: dict[str, type["Method"]] = {}
 BROKEN: dict[str, str] = {}  # modules that could not be imported, and why
-
-Progress = Callable[[str, int, float], None]
+OWN = ("ptmq.methods.ptmq",)  # modules of methods that are no baselines
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,9 @@ class Task:
     index: Tensor
     seed: int
     device: torch.device
-    checkpoint: Checkpoint
+    resume: ResumeFile
     title: str
+    execution: Execution = field(default_factory=Execution)
 
     def calibration(self) -> Tensor:
         """The calibration images, without their labels, (count, ...), on the device."""
@@ -66,6 +65,7 @@ class Method:
     name: ClassVar[str]
     Settings: ClassVar[type] = StepSizeSettings
     per_width: ClassVar[bool] = False  # True: one calibration for every width
+    settings: Any
 
     def __init__(self, settings: dict[str, Any], widths: Sequence[BitWidth], groups: BitGroups | None = None):
         self.settings = from_dict(self.Settings, settings, self.name)
@@ -76,82 +76,40 @@ class Method:
                 "Set per_width: true for it in the profile, or give one width."
             )
 
-    def build(self, network: nn.Module, blocks: Sequence[str]) -> nn.Module:
-        """The multi-bit model of a network, with nothing calibrated: what a calibrated model is loaded into."""
-        return MultiBitModel(network, blocks, self.widths, self.settings.edge_bits, self.settings.quantize_softmax)
+    def spec(self, blocks: Sequence[str]) -> QuantizationSpec:
+        """How a network with these blocks is quantized."""
+        return QuantizationSpec(blocks, self.widths, self.settings.edge_bits, self.settings.quantize_softmax)
 
-    def fit(self, task: Task) -> tuple[nn.Module, dict[str, Any]]:
+    def build(self, network: nn.Module, blocks: Sequence[str]) -> Switchable:
+        """The multi-bit model of a network, with nothing calibrated: what a calibrated model is loaded into."""
+        return MultiBitModel(network, self.spec(blocks))
+
+    def fit(self, task: Task) -> tuple[Switchable, dict[str, Any]]:
         """The calibrated model, and what its record says of the calibration: `units`, see `reconstruct`."""
         model = self.build(task.network, task.blocks).to(task.device).eval()
-        with Bar(task.title, self.count_steps(model)) as bar:
-            units = self.calibrate(model, task.calibration(), task.seed, task.checkpoint, bar.advance)
+        with Bar(task.title, self.count_iterations(model)) as bar:
+            units = self.calibrate(model, task.calibration(), task.seed, task.execution, task.resume, bar.advance)
         return model, {"units": units}
 
     def calibrate(
-        self, model: MultiBitModel, images: Tensor, seed: int, checkpoint: Checkpoint | None, progress: Progress
+        self,
+        model: Any,
+        images: Tensor,
+        seed: int,
+        execution: Execution = Execution(),  # noqa: B008 (frozen)
+        resume: ResumeFile | None = None,
+        progress: Progress = silent,
     ) -> list[dict[str, Any]]:
         """Calibrate `model`, in place, on (count, ...) images; returns a record a unit, see `reconstruct`.
 
         Here nothing is learned: step sizes are searched, and weights and activations rounded to the nearest code.
         """
-        model.search_steps(images[: self.settings.step_size_images], self.settings.step_size_search)
+        model.search_step_sizes(images[: self.settings.step_size_images], self.settings.step_size_search)
         return []
 
-    def count_steps(self, model: MultiBitModel) -> int:
-        """How many steps `calibrate` reports to `progress`."""
+    def count_iterations(self, model: Any) -> int:
+        """How many iterations `calibrate` reports to `progress`."""
         return 0
-
-
-class Reconstruction(Phase, Method):
-    """A method that learns with the engine; the hooks of Phase say how, subclasses say what differs."""
-
-    Settings = ReconstructionSettings
-
-    def phases(self) -> Sequence[Phase]:
-        """The passes over the network, one after the other; here one, which learns everything together."""
-        return [self]
-
-    def count_steps(self, model):
-        return count_steps(model, self.phases())
-
-    def calibrate(self, model, images, seed, checkpoint, progress):
-        super().calibrate(model, images, seed, checkpoint, progress)
-        images = images.cpu() if self.settings.features_in_main_memory else images
-        return reconstruct(model, images, self.phases(), seed, checkpoint, progress)
-
-    def weights_alone(self) -> Phase:
-        """This method with FP activations, at its one width."""
-        (width,) = self.widths
-        phase = copy(self)
-        phase.widths = (BitWidth(width.weight, FP),)
-        return phase
-
-    def weights_then_step_sizes(self, activation_steps: int) -> Sequence[Phase]:
-        """BRECQ's two passes: weights under FP activations, then activation step sizes, where there are any.
-
-        activation_steps: of the second pass, a unit; 0 for a quarter of the first. The method's hooks are for the
-        first; the second is `StepSizes`.
-        """
-        phases = [self.weights_alone()]
-        if self.widths[0].activation != FP:
-            steps = activation_steps or math.ceil(self.settings.steps / 4)
-            phases.append(StepSizes(replace(self.settings, steps=steps), self.widths))
-        return phases
-
-
-class AdaptiveReconstruction(Reconstruction):
-    """A reconstruction that learns for every weight whether it is rounded down or up."""
-
-    Settings = AdaptiveRoundingSettings
-
-    def relax(self, layer: QuantizedLayer) -> AdaptiveRounding:
-        """Adaptive rounding, started so that the soft weight is the FP weight."""
-        return AdaptiveRounding(layer.weight, layer.steps(), layer.zero_points(), self.settings.initial_v)
-
-    def regularizer(self, relaxations: Sequence[AdaptiveRounding], step: int) -> Tensor | float:
-        """λ_r times the pull of every V towards 0 or 1, after the warm-up."""
-        beta = self.settings.beta_at(step)
-        return 0.0 if beta is None else self.settings.regularizer * sum(r.regularizer(beta) for r in relaxations)
 
 
 def register(cls: type[Method]) -> type[Method]:
@@ -165,14 +123,13 @@ def register(cls: type[Method]) -> type[Method]:
 
 @cache
 def discover() -> dict[str, type[Method]]:
-    """Import PTMQ, every module of `baselines`, and the entry points; a broken one does not stop the others.
+    """Import the package's own methods, all baselines, and the entry points; a broken one does not stop the others.
 
     Done once a process.
     """
-    import baselines
-
-    modules = ["ptmq.methods.ptmq", *(f"baselines.{m.name}" for m in pkgutil.iter_modules(baselines.__path__))]
-    loaders = {name: lambda name=name: importlib.import_module(name) for name in modules}
+    baselines = importlib.import_module("baselines")  # by its name: this room stands below
+    modules = [*OWN, *(f"baselines.{module.name}" for module in pkgutil.iter_modules(baselines.__path__))]
+    loaders: dict[str, Any] = {name: lambda name=name: importlib.import_module(name) for name in modules}
     loaders |= {f"{point.name} ({point.value})": point.load for point in entry_points(group="ptmq.methods")}
     for name, load in loaders.items():
         try:
@@ -193,3 +150,8 @@ def create(name: str, settings: dict[str, Any], widths: Sequence[BitWidth], grou
     except InputError as error:
         raise InputError(f"{error} A method is a class with that name, decorated with @register.") from None
     return known[name](settings, widths, groups)
+
+
+def method_file(method: type[Method]) -> Path:
+    """The file that defines a method: with what it imports, the code that is the method's own."""
+    return Path(inspect.getfile(method)).resolve()

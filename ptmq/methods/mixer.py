@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ptmq.quantization.fake_quantization import choose
+
 LAMBDAS = (0.4, 0.3, 0.3)  # weights of l, m and h
 PROBABILITY = 0.5  # of the first argument of each mix
 
@@ -21,11 +23,6 @@ def weighted(features: Sequence[Tensor], lambdas: Sequence[float] = LAMBDAS) -> 
     for feature, weight in terms[1:]:
         mix = torch.add(mix, feature, alpha=weight)
     return mix
-
-
-def choose(first: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """`a` where the mask `first` is 1., `b` where it is 0."""
-    return torch.lerp(b, a, first)  # exact at 0 and 1
 
 
 def case1(first: Tensor, f: Tensor, g: Tensor) -> Tensor:

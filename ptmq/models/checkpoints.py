@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ptmq.common.errors import InputError
-from ptmq.common.files import load_tensors, sha256
-from ptmq.models.backbones import Checkpoint, get_backbone
+from ptmq.common.files import load_tensors, save_tensors, sha256
+from ptmq.models.backbone import Checkpoint, get_backbone
 
 
 def weights_folder(configured: str | None) -> Path:
@@ -106,3 +106,19 @@ def load_network(backbone: str, path: Path) -> nn.Module:
     entry = get_backbone(backbone)
     state, _ = load_tensors(path)
     return load_state(entry.network(), state, str(path)).eval()
+
+
+def convert(backbone: str, folder: str | None, offline: bool, out: Path) -> None:
+    """Get a backbone's public checkpoint and write it as safetensors under the network's own names.
+
+    folder: of downloaded checkpoints, see `weights_folder`.
+    """
+    entry = get_backbone(backbone)
+    checkpoint = entry.checkpoint
+    if checkpoint is None:
+        raise InputError(f"backbone {backbone!r} has no public checkpoint. Train it: python -m ptmq train.")
+    path = fetch(checkpoint, weights_folder(folder), offline)
+    state = read_checkpoint(path, checkpoint)
+    load_state(entry.network(), state, str(path))
+    source = {"file": checkpoint.file, "sha256": sha256(path), "source": checkpoint.source, "url": checkpoint.url}
+    save_tensors(out, state, {"backbone": backbone, **source})

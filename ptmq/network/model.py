@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError, one_of
-from ptmq.network.graph import to_layers, to_units
-from ptmq.network.layers import ActivationQuantizer, QuantizedLayer
+from ptmq.network.cut import to_layers, to_units
+from ptmq.network.layers import QuantizedLayer
+from ptmq.network.place import QuantizationSpec
+from ptmq.quantization.activation_quantizer import ActivationQuantizer
 
 
 class Unit(nn.Module):
@@ -74,27 +76,13 @@ def known_width(widths: Sequence[BitWidth], weight: int, activation: int) -> Bit
 class MultiBitModel(Switchable):
     """A network cut into quantized units: (batch, ...) images -> (batch, classes) logits.
 
-    network: a trained FP network that torch.fx can trace; it is not changed · blocks: names of its
-    reconstruction blocks, with wildcards · widths: every width it shall be able to take · edge_bits: width of
-    the first and last layers' weights and of the last layer's input · softmax: quantize the output of softmax, too.
+    network: a trained FP network that torch.fx can trace; it is not changed · spec: its blocks, widths and edges.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        blocks: Sequence[str],
-        widths: Sequence[BitWidth],
-        edge_bits: int = 8,
-        softmax: bool = False,
-    ):
+    def __init__(self, network: nn.Module, spec: QuantizationSpec):
         super().__init__()
-        self.widths = tuple(sorted(BitWidth.parse(width) for width in widths))
-        if not self.widths:
-            raise InputError("a multi-bit model needs at least one width, such as W4A4.")
-        self.edge_bits, self.softmax = edge_bits, softmax
-        weights, activations = [w.weight for w in self.widths], [w.activation for w in self.widths]
-        units = to_units(network, blocks, weights, activations, edge_bits, softmax)
-        self.units = nn.ModuleList(Unit(name, graph) for name, graph in units)
+        self.spec, self.widths = spec, tuple(spec.widths)
+        self.units = nn.ModuleList(Unit(name, graph) for name, graph in to_units(network, spec))
         self.set_bits(FP, FP)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,34 +116,34 @@ class MultiBitModel(Switchable):
     def prepare(self) -> "MultiBitModel":
         """Compute the weights of all widths now instead of at first use, so that every switch is instant."""
         for layer in self.layers:
-            for bits in layer.widths:
+            for bits in layer.quantizer.widths:
                 layer.weight_at(bits)
         return self
 
     @property
     def prepared_mib(self) -> float:
         """Memory of the weights that are kept ready, in MiB."""
-        return sum(w.numel() * w.element_size() for layer in self.layers for w in layer.prepared()) / 2**20
+        return sum(w.numel() * w.element_size() for layer in self.layers for w in layer.quantizer.prepared()) / 2**20
 
     def forget(self) -> None:
         """Give the memory of prepared weights back; they are computed anew at the next use."""
         for layer in self.layers:
-            layer.forget()
+            layer.quantizer.forget()
 
     @torch.no_grad()
-    def search_steps(self, images: Tensor, search: str, batch_size: int = 64) -> None:
+    def search_step_sizes(self, images: Tensor, search: str, batch_size: int = 64) -> None:
         """Find all step sizes by `search` and round weights to nearest.
 
         Weights by themselves; every activation on what the FP network gives for `images`.
         """
         for layer in self.layers:
-            layer.search_steps(search)
+            layer.search_step_sizes(search)
         x = images
         for unit in self.units:
             unit.set_bits(FULL_PRECISION)
             x, seen = observe(unit, x, batch_size, unit.quantizers)
             for quantizer, values in seen.items():
-                quantizer.search_steps(values, search)
+                quantizer.search_step_sizes(values, search)
 
 
 def observe(

@@ -19,7 +19,7 @@ HALF = 0.5 + 2.0**-14  # of a step: float32's rounding errors, with codes up to 
 Bounds = tuple[float, float]
 
 
-def levels(bits: int) -> int:
+def largest_code(bits: int) -> int:
     """Largest code of an unsigned `bits`-wide grid."""
     return 2**bits - 1
 
@@ -29,7 +29,7 @@ def quantize(x: Tensor, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
 
     `step` and `zero_point` broadcast against x: scalars per tensor, or (channels, 1, ...) per channel.
     """
-    return torch.clamp(torch.round(x / step) + zero_point, 0, levels(bits))
+    return torch.clamp(torch.round(x / step) + zero_point, 0, largest_code(bits))
 
 
 def dequantize(codes: Tensor, step: Tensor, zero_point: Tensor) -> Tensor:
@@ -70,6 +70,11 @@ def draw_mask(count: int, probability: float, generator: torch.Generator) -> Kee
 def keep_mask(like: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Element-wise Bernoulli mask of 0. and 1. with the shape and memory layout of `like`, see `draw_mask`."""
     return draw_mask(like.numel(), probability, generator).like(torch.empty_like(like, device="meta"))
+
+
+def choose(first: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`a` where the mask `first` is 1., `b` where it is 0."""
+    return torch.lerp(b, a, first)  # exact at 0 and 1
 
 
 def _quantize(
@@ -116,7 +121,7 @@ class _FakeQuantizeActivation(torch.autograd.Function):
     def forward(ctx, x, step, zero_point, bits, bounds, keep, grad_scale, compiled):
         x = dense(x)
         ctx.bounds, ctx.grad_scale, ctx.compiled = bounds, grad_scale, compiled
-        out, grid = torch.empty_like(x), (-zero_point, levels(bits) - zero_point)
+        out, grid = torch.empty_like(x), (-zero_point, largest_code(bits) - zero_point)
         kernel = _compiled(_quantize) if compiled else _quantize
         for where in _parts(ctx, x):
             random, threshold = (None, 0) if keep is None else (keep.bytes[where], keep.threshold)
@@ -157,5 +162,5 @@ def fake_quantize_activation(
     ReLU's 0 and infinity, with the gradient of that. Returns a tensor of x's shape.
     """
     if grad_scale is None:
-        grad_scale = (max(x.numel(), 1) * levels(bits)) ** -0.5
+        grad_scale = (max(x.numel(), 1) * largest_code(bits)) ** -0.5
     return _FakeQuantizeActivation.apply(x, step, zero_point, bits, bounds, keep, grad_scale, compiled)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmq.common.errors import one_of
-from ptmq.quantization.fake_quantization import dequantize, levels
+from ptmq.quantization.fake_quantization import dequantize, largest_code
 
 GAMMA, ZETA = -0.1, 1.1  # the stretch that lets h(V) reach 0 and 1 (AdaRound, eq. 23)
 BINS = 20  # of the histogram of h(V)
@@ -40,10 +40,10 @@ def rounding_regularizer(h: Tensor, beta: float) -> Tensor:
 class Relaxation(nn.Module):
     """The learnable rounding of one layer.
 
-    steps: step size of each width, (out, 1, ...), as it is to be stored when the learning is over.
+    step_sizes: step size of each width, (out, 1, ...), as it is to be stored when the learning is over.
     """
 
-    steps: dict[int, Tensor]
+    step_sizes: dict[int, Tensor]
 
     def soft(self, widths) -> dict[int, Tensor]:
         """The differentiable weights at `widths`, of the weight's shape each."""
@@ -61,22 +61,22 @@ class Relaxation(nn.Module):
 class AdaptiveRounding(Relaxation):
     """One V for a layer's weight, shared by all its weight widths.
 
-    weight: (out, ...) · steps, zero_points: one tensor a width, (out, 1, ...) each, keyed by bits ·
+    weight: (out, ...) · step_sizes, zero_points: one tensor a width, (out, 1, ...) each, keyed by bits ·
     initial: V from the fractional part at the lowest width, from its mean over the widths, or zero
     (h = 1/2 everywhere).
     """
 
-    def __init__(self, weight: Tensor, steps: dict[int, Tensor], zero_points: dict[int, Tensor], initial: str):
+    def __init__(self, weight: Tensor, step_sizes: dict[int, Tensor], zero_points: dict[int, Tensor], initial: str):
         super().__init__()
         one_of("initial V", initial, INITIAL)
-        self.steps, self.zero_points = steps, zero_points
+        self.step_sizes, self.zero_points = step_sizes, zero_points
         # floor(w / step) + zero_point does not change while V is learned: once, before the loop.
-        self.floors = {bits: torch.floor(weight / step) + zero_points[bits] for bits, step in steps.items()}
+        self.floors = {bits: torch.floor(weight / step) + zero_points[bits] for bits, step in step_sizes.items()}
         if initial == "zero":
             v = torch.zeros_like(weight)
         else:
-            widths = sorted(steps) if initial == "mean" else [min(steps)]
-            v = inverse_rectified_sigmoid(sum(fractional_part(weight, steps[b]) for b in widths) / len(widths))
+            widths = sorted(step_sizes) if initial == "mean" else [min(step_sizes)]
+            v = inverse_rectified_sigmoid(sum(fractional_part(weight, step_sizes[b]) for b in widths) / len(widths))
         self.v = nn.Parameter(v)
 
     def soft(self, widths) -> dict[int, Tensor]:
@@ -84,7 +84,7 @@ class AdaptiveRounding(Relaxation):
         h = rectified_sigmoid(self.v)
         return {
             bits: dequantize(
-                torch.clamp(self.floors[bits] + h, 0, levels(bits)), self.steps[bits], self.zero_points[bits]
+                torch.clamp(self.floors[bits] + h, 0, largest_code(bits)), self.step_sizes[bits], self.zero_points[bits]
             )
             for bits in widths
         }
@@ -105,13 +105,16 @@ class AdaptiveRounding(Relaxation):
 class RoundingPerWidth(Relaxation):
     """One V for every width, learned side by side: what sharing costs. Arguments as for AdaptiveRounding."""
 
-    def __init__(self, weight: Tensor, steps: dict[int, Tensor], zero_points: dict[int, Tensor], initial: str):
+    def __init__(self, weight: Tensor, step_sizes: dict[int, Tensor], zero_points: dict[int, Tensor], initial: str):
         super().__init__()
-        self.steps = steps
+        self.step_sizes = step_sizes
         self.each = nn.ModuleDict(
-            {str(b): AdaptiveRounding(weight, {b: steps[b]}, {b: zero_points[b]}, initial) for b in sorted(steps)}
+            {
+                str(b): AdaptiveRounding(weight, {b: step_sizes[b]}, {b: zero_points[b]}, initial)
+                for b in sorted(step_sizes)
+            }
         )
-        self._last: list[int] = []  # the widths of this step: V of the others stays where it is
+        self._last: list[int] = []  # the widths of this iteration: V of the others stays where it is
 
     def soft(self, widths) -> dict[int, Tensor]:
         """The differentiable weights at `widths`, each from its own V."""
@@ -119,7 +122,7 @@ class RoundingPerWidth(Relaxation):
         return {bits: self.each[str(bits)].soft([bits])[bits] for bits in self._last}
 
     def regularizer(self, beta: float) -> Tensor:
-        """Pull towards 0 or 1 of every V that this step uses, a scalar."""
+        """Pull towards 0 or 1 of every V that this iteration uses, a scalar."""
         return sum(self.each[str(bits)].regularizer(beta) for bits in self._last)
 
     def hard(self) -> Tensor:

@@ -7,7 +7,7 @@ Errors are the mean of |x - x_quantized|^p with p = 2.4 (BRECQ, QDrop). Inputs a
 import torch
 from torch import Tensor
 
-from ptmq.quantization.fake_quantization import dequantize, levels, quantize
+from ptmq.quantization.fake_quantization import dequantize, largest_code, quantize
 
 POWER = 2.4
 SHRINKS = 80  # BRECQ tries the full range and 79 that are 1 % smaller each
@@ -19,7 +19,7 @@ SMALLEST_STEP = 1e-8
 
 def affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Step size and zero point of the grid that spans low .. high, each of low's shape."""
-    step = ((high - low) / levels(bits)).clamp_min(SMALLEST_STEP)
+    step = ((high - low) / largest_code(bits)).clamp_min(SMALLEST_STEP)
     return step, torch.round(-low / step) + 0.0  # + 0.0 turns -0. into 0.
 
 
@@ -71,8 +71,8 @@ def shift(x: Tensor, bits: int, count: Tensor | None = None) -> tuple[Tensor, Te
                 yield (torch.zeros_like(low), threshold) if low.amin() >= 0 else (-threshold, torch.zeros_like(low))
             else:
                 span = (high - low) / THRESHOLDS * i
-                for zero in range(levels(bits) + 1):
-                    below = span / levels(bits) * zero
+                for zero in range(largest_code(bits) + 1):
+                    below = span / largest_code(bits) * zero
                     yield -below, span - below
 
     return _best(candidates(), x, count, bits)

@@ -2,14 +2,16 @@
 
 Features stream forward: what block k puts out, in floating point and at every width, is what block k + 1
 gets, so the cost of a calibration is linear in depth. Everything that is learned at a time has random generators
-of its own, seeded by (seed, its number): a run that continues after a checkpoint draws what an uninterrupted run
+of its own, seeded by (seed, its number): a run that continues after an interruption draws what an uninterrupted run
 would have drawn.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ from torch import Tensor
 from ptmq.common.bits import FULL_PRECISION
 from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors, save_tensors
-from ptmq.network.graph import HEAD, STEM
-from ptmq.network.layers import Drop
 from ptmq.network.model import MultiBitModel, Unit
+from ptmq.network.place import HEAD, STEM
+from ptmq.quantization.activation_quantizer import Drop
 from ptmq.reconstruction.features import (
     Features,
     memory_format,
@@ -32,13 +34,21 @@ from ptmq.reconstruction.features import (
     take,
 )
 from ptmq.reconstruction.losses import distance
-from ptmq.reconstruction.phase import Phase
+from ptmq.reconstruction.passes import Pass
+from ptmq.reconstruction.settings import Execution
 
 CURVE_POINTS = 20  # of the loss, kept in the record of a unit
+Progress = Callable[
+    [str, int, float], None
+]  # what is told: the unit, the iterations done since the last call, the loss
+
+
+def silent(unit: str, iterations: int, loss: float) -> None:
+    """Progress that nobody is told of."""
 
 
 @dataclass
-class Checkpoint:
+class ResumeFile:
     """The file that a reconstruction writes after every unit and continues from, and the seconds spent so far."""
 
     path: Path
@@ -68,7 +78,7 @@ class Random:
     """The generators of one part: `host` draws batches and widths, `device` draws masks."""
 
     seed: int
-    part: int  # its number, counted through all phases
+    part: int  # its number, counted through all passes
     on: torch.device
     host: torch.Generator = field(init=False)
     device: torch.Generator = field(init=False)
@@ -80,22 +90,30 @@ class Random:
 
 
 class Learner:
-    """Learns one unit's rounding and activation step sizes, step by step.
+    """Learns one unit's rounding and activation step sizes, iteration by iteration.
 
-    importance: weights of the squared error in place of the phase's loss, of the target's shape.
+    importance: weights of the squared error in place of the pass's loss, of the target's shape.
     """
 
-    def __init__(self, unit: Unit, phase: Phase, features: Features, random: Random, importance: Tensor | None = None):
-        self.unit, self.phase, self.features, self.random = unit, phase, features, random
-        self.importance = importance
-        self.settings = phase.settings
+    def __init__(
+        self,
+        unit: Unit,
+        hooks: Pass,
+        features: Features,
+        random: Random,
+        execution: Execution,
+        importance: Tensor | None = None,
+    ):
+        self.unit, self.hooks, self.features, self.random = unit, hooks, features, random
+        self.execution, self.importance = execution, importance
+        self.settings = hooks.settings
         self.done = 0
         for layer in unit.layers:
-            layer.relaxation = phase.relax(layer)
+            layer.quantizer.relaxation = hooks.relax(layer)
         for quantizer in unit.quantizers:
-            quantizer.drop = Drop(self.settings.keep, random.device, self.settings.compile)
-        self.relaxed = [layer for layer in unit.layers if layer.relaxation is not None]
-        roundings = [p for layer in self.relaxed for p in layer.relaxation.parameters()]
+            quantizer.drop = Drop(self.settings.keep, random.device, execution.compile)
+        self.relaxed = [layer.quantizer for layer in unit.layers if layer.quantizer.relaxation is not None]
+        roundings = [p for quantizer in self.relaxed for p in quantizer.relaxation.parameters()]
         steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]
         self.optimizer = torch.optim.Adam(
             [
@@ -103,48 +121,49 @@ class Learner:
                 {"params": steps, "lr": self.settings.lr_step_size},
             ]
         )
-        schedules = {"constant": lambda step: 1.0, "cosine": self._cosine}
+        schedules = {"constant": lambda iteration: 1.0, "cosine": self._cosine}
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, [schedules[self.settings.lr_rounding_schedule], self._cosine]
         )
 
-    def step(self) -> Tensor:
+    def iterate(self) -> Tensor:
         """One mini-batch at the drawn widths, one update; returns the loss without the regularizer, a scalar."""
-        unit, phase, features = self.unit, self.phase, self.features
+        unit, hooks, features = self.unit, self.hooks, self.features
         index = torch.randint(len(features.fp), (self.settings.batch_size,), generator=self.random.host)
         index = index.to(features.fp.device)
-        drawn = phase.draw(self.random.host)
-        for layer in self.relaxed:
-            layer.soften(width.weight for width in drawn)
+        drawn = hooks.draw(self.random.host)
+        for quantizer in self.relaxed:
+            quantizer.soften(width.weight for width in drawn)
         fp, quantized = self._batch(features.fp, index), [self._batch(features.quantized[w], index) for w in drawn]
         outputs = []
-        for width, x in zip(drawn, phase.mix(fp, quantized, self.random.device), strict=True):
+        for width, x in zip(drawn, hooks.mix(fp, quantized, self.random.device), strict=True):
             unit.set_bits(width)
-            with torch.autocast(self.random.on.type, torch.bfloat16, enabled=self.settings.autocast):
+            with torch.autocast(self.random.on.type, torch.bfloat16, enabled=self.execution.autocast):
                 outputs.append(unit(x).float())
         loss = self._loss(index, outputs)
         if loss.dim():
             raise InputError(
-                f"{type(phase).__name__}.loss must be a scalar. Got a tensor of shape {tuple(loss.shape)}."
+                f"{type(hooks).__name__}.loss must be a scalar. Got a tensor of shape {tuple(loss.shape)}."
             )
         self.done += 1
         self.optimizer.zero_grad()
-        (loss + phase.regularizer([layer.relaxation for layer in self.relaxed], self.done)).backward()
+        (loss + hooks.regularizer([quantizer.relaxation for quantizer in self.relaxed], self.done)).backward()
         self.optimizer.step()
         self.schedule.step()
         for quantizer in unit.quantizers:
-            quantizer.keep_steps_positive()
+            quantizer.keep_step_sizes_positive()
         return loss.detach()
 
     def rounding_histogram(self) -> list[int]:
         """How many soft rounding values lie in each part of [0, 1], all layers together; empty where there are none."""
-        counts = [layer.relaxation.histogram() for layer in self.relaxed]
+        counts = [quantizer.relaxation.histogram() for quantizer in self.relaxed]
         return [int(n) for n in sum(counts)] if counts and counts[0] is not None else []
 
     def finish(self) -> None:
         """Make the rounding hard and stop dropping."""
-        for layer in self.relaxed:
-            layer.set_rounding(layer.relaxation.hard(), layer.relaxation.steps)
+        for quantizer in self.relaxed:
+            if quantizer.relaxation is not None:
+                quantizer.harden()
         for quantizer in self.unit.quantizers:
             quantizer.drop = None
 
@@ -153,84 +172,96 @@ class Learner:
         return take(x, index).to(self.random.on)
 
     def _loss(self, index: Tensor, outputs: Sequence[Tensor]) -> Tensor:
-        """The phase's loss; its plain error for stem and head, whatever the method."""
+        """The pass's loss; its plain error for stem and head, whatever the method."""
         target = self._batch(self.features.target, index)
         if self.importance is not None:
             weights = self._batch(self.importance, index)
-            return sum(distance(output, target, importance=weights) for output in outputs)
+            return reduce(torch.add, (distance(output, target, importance=weights) for output in outputs))
         if self.unit.name in (STEM, HEAD):
-            return Phase.loss(self.phase, target, outputs)
-        return self.phase.loss(target, outputs)
+            return self.hooks.error(target, outputs)
+        return self.hooks.loss(target, outputs)
 
-    def _cosine(self, step: int) -> float:
+    def _cosine(self, iteration: int) -> float:
         """Factor on a learning rate, from 1 to 0."""
-        return (1 + math.cos(math.pi * step / self.settings.steps)) / 2
+        return (1 + math.cos(math.pi * iteration / self.settings.iterations)) / 2
 
 
-def learn(learner: Learner, progress: Callable[[str, int, float], None]) -> list[float]:
-    """Run all steps of a learner; returns the loss at CURVE_POINTS steps."""
-    steps, name, curve = learner.settings.steps, learner.unit.name, []
-    every = math.ceil(steps / CURVE_POINTS)
-    for step in range(1, steps + 1):
-        loss = learner.step()
-        if step % every == 0:  # seldom: reading the loss makes a GPU wait
+@contextmanager
+def learning(learner: Learner) -> Iterator[Learner]:
+    """While a unit learns it is soft and drops; afterwards, however it ended, it is not."""
+    try:
+        yield learner
+    finally:
+        learner.finish()
+
+
+def learn(learner: Learner, progress: Progress) -> list[float]:
+    """Run all iterations of a learner; returns the loss at CURVE_POINTS of them."""
+    iterations, name, curve = learner.settings.iterations, learner.unit.name, []
+    every = math.ceil(iterations / CURVE_POINTS)
+    for iteration in range(1, iterations + 1):
+        loss = learner.iterate()
+        if iteration % every == 0:  # seldom: reading the loss makes a GPU wait
             curve.append(float(loss))
             if not math.isfinite(curve[-1]):
                 raise InputError(
-                    f"unit {name!r}: the reconstruction loss is {curve[-1]} at step {step}. Check its weights and the "
-                    f"calibration images for NaN, or lower lr_rounding ({learner.settings.lr_rounding})."
+                    f"unit {name!r}: the reconstruction loss is {curve[-1]} at iteration {iteration}. Check its "
+                    "weights and the calibration images for NaN, or lower lr_rounding "
+                    f"({learner.settings.lr_rounding})."
                 )
         progress(name, 1, curve[-1] if curve else math.nan)
     return curve
 
 
-def count_steps(model: MultiBitModel, phases: Sequence[Phase]) -> int:
-    """How many steps a reconstruction takes in all."""
-    return sum(phase.settings.steps * len(phase.parts(unit)) for phase in phases for unit in model.units)
+def count_iterations(model: MultiBitModel, passes: Sequence[Pass]) -> int:
+    """How many iterations a reconstruction takes in all."""
+    return sum(hooks.settings.iterations * len(hooks.parts(unit)) for hooks in passes for unit in model.units)
 
 
 def reconstruct(
     model: MultiBitModel,
     images: Tensor,
-    phases: Sequence[Phase],
+    passes: Sequence[Pass],
     seed: int,
-    checkpoint: Checkpoint | None = None,
-    progress: Callable[[str, int, float], None] = lambda unit, steps, loss: None,
+    execution: Execution = Execution(),  # noqa: B008 (frozen)
+    resume: ResumeFile | None = None,
+    progress: Progress = silent,
 ) -> list[dict[str, Any]]:
-    """Reconstruct a model whose step sizes are set: every phase goes through its units in order.
+    """Reconstruct a model whose step sizes are set: every pass goes through its units in order.
 
     images: (count, ...) calibration images, on the model's device or in main memory: all features stay there
-    · checkpoint: written after everything that is learned at a time; a later call continues from it
-    · progress: called with the unit, the steps done since the last call and the loss.
-    Returns one record a unit (or layer, where a phase learns layers): name,
-    steps, loss curve, histogram of h(V) before and after, error before and after by width.
+    · resume: written after everything that is learned at a time; a later call continues from it.
+    Returns one record a unit (or layer, where a pass learns layers): name,
+    iterations, loss curve, histogram of h(V) before and after, error before and after by width.
     """
+    images = images.cpu() if execution.features_in_main_memory else images
     images = images.contiguous(memory_format=memory_format(images))
-    done = checkpoint.load(model) if checkpoint else []
-    records = []
-    for phase in phases:
-        fp, quantized = images, dict.fromkeys(phase.widths, images)
+    done = resume.load(model) if resume else []
+    records: list[dict[str, Any]] = []
+    for hooks in passes:
+        fp, quantized = images, dict.fromkeys(hooks.widths, images)
         for position, unit in enumerate(model.units):
             whole = Features(fp, quantized, propagate(unit, fp, FULL_PRECISION))
-            for part in phase.parts(unit):
+            for part in hooks.parts(unit):
                 number = len(records)
                 if number < len(done):
                     records.append(done[number])
-                    progress(part.name, phase.settings.steps, math.nan)
+                    progress(part.name, hooks.settings.iterations, math.nan)
                     continue
                 features = part_features(unit, part, whole)
                 before = reconstruction_error(part, features)
-                importance = phase.importance(part, model.units[position + 1 :], features)
+                importance = hooks.importance(part, model.units[position + 1 :], features)
                 if importance is not None and part is not unit:
-                    raise InputError(f"{type(phase).__name__}.importance is for whole units. Leave it out, or `parts`.")
-                learner = Learner(part, phase, features, Random(seed, number, unit.device), importance)
-                entry = {"unit": part.name, "steps": phase.settings.steps, "h_before": learner.rounding_histogram()}
-                entry |= {"loss": learn(learner, progress), "h_after": learner.rounding_histogram()}
-                learner.finish()
+                    raise InputError(f"{type(hooks).__name__}.importance is for whole units. Leave it out, or `parts`.")
+                random = Random(seed, number, unit.device)
+                entry: dict[str, Any] = {"unit": part.name, "iterations": hooks.settings.iterations}
+                with learning(Learner(part, hooks, features, random, execution, importance)) as learner:
+                    entry |= {"h_before": learner.rounding_histogram(), "loss": learn(learner, progress)}
+                    entry["h_after"] = learner.rounding_histogram()
                 entry |= {"error_before": before, "error_after": reconstruction_error(part, features)}
                 records.append(entry)
-                if checkpoint:
-                    checkpoint.save(model, records)
+                if resume:
+                    resume.save(model, records)
             propagate_all(unit, quantized)
             fp = whole.target
     return records

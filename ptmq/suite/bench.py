@@ -1,4 +1,4 @@
-"""The benchmark: what a step of learning costs beside the plain passes that it contains, and where the rest goes.
+"""The benchmark: what an iteration of learning costs beside the plain passes that it contains, and where the rest goes.
 
 Every case is measured in one process and gives one record; networks have random weights and random images. Times that
 are compared are taken in turn, so that they share whatever else the machine does: read ratios, not milliseconds.
@@ -17,17 +17,20 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ptmq.common.allocator import keep_freed_memory
+from ptmq.common import provenance
 from ptmq.common.bits import FULL_PRECISION, BitGroups, BitWidth
+from ptmq.common.device import keep_freed_memory
 from ptmq.common.errors import one_of
 from ptmq.methods.interface import create
-from ptmq.models.backbones import CNN_GROUPS, get_backbone
+from ptmq.models.backbone import CNN_GROUPS, get_backbone
 from ptmq.models.cifar_resnet import CifarResNet
 from ptmq.network.model import MultiBitModel, Unit
+from ptmq.network.place import QuantizationSpec
 from ptmq.reconstruction.engine import Learner, Random
 from ptmq.reconstruction.features import Features, memory_format, propagate, take
 from ptmq.reconstruction.losses import distance
-from ptmq.suite import run_record as record
+from ptmq.reconstruction.settings import Execution
+from ptmq.suite import run_record
 
 GROUPS = BitGroups(*CNN_GROUPS.values())
 SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8), "imagenet": (3, 224, 224)}
@@ -40,12 +43,12 @@ BLOCKS = {  # a block of each kind: backbone and unit
     "mobilenet-inverted-residual": ("mobilenet_v2", "features.3"),
     "deit-tiny-block": ("deit_tiny_patch16_224", "blocks.0"),
 }
-IMAGES = 64  # from which a step draws its batch
+IMAGES = 64  # from which an iteration draws its batch
 FEWEST, BUDGET = 5, 20  # repetitions, seconds
-PROFILED = 3  # steps
-DEPTHS, DEPTH_STEPS, DEPTH_IMAGES = (20, 32, 44, 56), 10, 128
+PROFILED = 3  # iterations
+DEPTHS, DEPTH_ITERATIONS, DEPTH_IMAGES = (20, 32, 44, 56), 10, 128
 SWITCHES = 200
-PROCESS_STEPS = 30
+PROCESS_ITERATIONS = 30
 
 
 def random_images(name: str, count: int) -> torch.Tensor:
@@ -65,14 +68,14 @@ def block_of(case: str, device: torch.device) -> tuple[Unit, Features]:
     """The block of a case with searched step sizes, and random features for it."""
     name, block = BLOCKS[case]
     backbone = get_backbone(name)
-    model = MultiBitModel(random_network(backbone.network), backbone.blocks, GROUPS.widths).to(device)
+    model = MultiBitModel(random_network(backbone.network), QuantizationSpec(backbone.blocks, GROUPS.widths)).to(device)
     x = random_images(backbone.dataset, IMAGES).to(device)
     for unit in model.units:
         if unit.name == block:
             break
         x = propagate(unit, x, FULL_PRECISION)
     model.units = torch.nn.ModuleList([unit])
-    model.search_steps(x, "minmax")
+    model.search_step_sizes(x, "minmax")
     return unit, Features(x, dict.fromkeys(GROUPS.widths, x), propagate(unit, x, FULL_PRECISION))
 
 
@@ -94,22 +97,23 @@ def plain_passes(unit: Unit, features: Features, batch_size: int, count: int) ->
     return run
 
 
-class Steps:
-    """Steps of one method on one block, beside those of others on the same: call it for one step."""
+class Iterations:
+    """Iterations of one method on one block, beside those of others on the same: call it for one iteration."""
 
-    def __init__(self, unit: Unit, features: Features, method: str, settings: dict[str, Any]):
+    def __init__(self, unit: Unit, features: Features, method: str, execution: Execution = Execution()):  # noqa: B008
         widths = GROUPS.widths if method == "ptmq" else [BitWidth(4, 4)]
-        self.method = create(method, settings, widths, GROUPS if method == "ptmq" else None)
-        self.unit, self.learner = unit, Learner(unit, self.method, features, Random(0, 0, unit.device))
+        (hooks,) = create(method, {}, widths, GROUPS if method == "ptmq" else None).passes()
+        self.unit = unit
+        self.learner = Learner(unit, hooks, features, Random(0, 0, unit.device), execution)
         self.drops = [quantizer.drop for quantizer in unit.quantizers]
-        self.relaxations = [layer.relaxation for layer in unit.layers]
+        self.relaxations = [layer.quantizer.relaxation for layer in unit.layers]
 
     def __call__(self) -> None:
         for quantizer, drop in zip(self.unit.quantizers, self.drops, strict=True):
             quantizer.drop = drop
         for layer, relaxation in zip(self.unit.layers, self.relaxations, strict=True):
-            layer.relaxation = relaxation
-        self.learner.step()
+            layer.quantizer.relaxation = relaxation
+        self.learner.iterate()
 
 
 def interleaved(functions: list[Callable[[], None]], repeats: int, device: torch.device) -> list[list[float]]:
@@ -129,12 +133,12 @@ def interleaved(functions: list[Callable[[], None]], repeats: int, device: torch
     return times
 
 
-def operators(step: Callable[[], None], device: torch.device) -> dict[str, float]:
-    """Share of a step's time that each operator takes itself, the largest first."""
+def operators(iterate: Callable[[], None], device: torch.device) -> dict[str, float]:
+    """Share of an iteration's time that each operator takes itself, the largest first."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as measured:
         for _ in range(PROFILED):
-            step()
+            iterate()
     own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     # kernels have events of their own, and their time is in that of the operator, too
     events = [event for event in measured.key_averages() if event.device_type == DeviceType.CPU]
@@ -143,16 +147,16 @@ def operators(step: Callable[[], None], device: torch.device) -> dict[str, float
 
 
 def block(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Medians of a QDrop and a PTMQ step, eager and compiled, and of one and three plain passes."""
+    """Medians of a QDrop and a PTMQ iteration, eager and compiled, and of one and three plain passes."""
     unit, features = block_of(case, device)
     batch_size = create("ptmq", {}, GROUPS.widths, GROUPS).settings.batch_size
     runs: dict[str, Callable[[], None]] = {
         "fp_1": plain_passes(unit, features, batch_size, 1),
         "fp_3": plain_passes(unit, features, batch_size, 3),
-        "qdrop": Steps(unit, features, "qdrop", {}),
-        "ptmq": Steps(unit, features, "ptmq", {}),
-        "qdrop_compiled": Steps(unit, features, "qdrop", {"compile": True}),
-        "ptmq_compiled": Steps(unit, features, "ptmq", {"compile": True}),
+        "qdrop": Iterations(unit, features, "qdrop"),
+        "ptmq": Iterations(unit, features, "ptmq"),
+        "qdrop_compiled": Iterations(unit, features, "qdrop", Execution(compile=True)),
+        "ptmq_compiled": Iterations(unit, features, "ptmq", Execution(compile=True)),
     }
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # nothing is compiled already
@@ -173,13 +177,13 @@ def block(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
 
 
 def few(repeats: int) -> int:
-    """How often something is measured that takes minutes, where steps are measured `repeats` times."""
+    """How often something is measured that takes minutes, where iterations are measured `repeats` times."""
     return max(1, repeats // 30)
 
 
 def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     """Seconds of a whole calibration against the depth of a CIFAR ResNet, in turn, the least of a few."""
-    method = create("ptmq", {"steps": DEPTH_STEPS}, GROUPS.widths, GROUPS)
+    method = create("ptmq", {"iterations": DEPTH_ITERATIONS}, GROUPS.widths, GROUPS)
     blocks = get_backbone("resnet20").blocks
     rounds = few(repeats)
     images = random_images("cifar10", DEPTH_IMAGES).to(device)
@@ -187,18 +191,18 @@ def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     for _ in range(rounds):
         for layers in DEPTHS:
             network = random_network(lambda layers=layers: CifarResNet(layers))
-            model = MultiBitModel(network, blocks, GROUPS.widths).to(device)
+            model = MultiBitModel(network, QuantizationSpec(blocks, GROUPS.widths)).to(device)
             start = time.perf_counter()
-            method.calibrate(model, images, 0, None, lambda *_: None)
+            method.calibrate(model, images, 0)
             seconds[layers] = min(seconds[layers], time.perf_counter() - start)
-    return {"steps": DEPTH_STEPS, "images": DEPTH_IMAGES, "seconds": seconds, "repeats": rounds}
+    return {"iterations": DEPTH_ITERATIONS, "images": DEPTH_IMAGES, "seconds": seconds, "repeats": rounds}
 
 
 def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     """Median milliseconds of switching ResNet-20 to another width, with weights computed before and not."""
     backbone = get_backbone("resnet20")
-    model = MultiBitModel(random_network(backbone.network), backbone.blocks, GROUPS.widths).to(device)
-    model.search_steps(random_images("cifar10", IMAGES).to(device), "minmax")
+    model = MultiBitModel(random_network(backbone.network), QuantizationSpec(backbone.blocks, GROUPS.widths)).to(device)
+    model.search_step_sizes(random_images("cifar10", IMAGES).to(device), "minmax")
 
     def switch(number: int, prepared: bool) -> float:
         width = model.widths[number % len(model.widths)]
@@ -230,22 +234,22 @@ def _share(barrier: Any) -> None:
     BARRIER = barrier
 
 
-def _steps_in_a_process(case: str, threads: int) -> float:
-    """PTMQ steps a second of one of several processes, from the moment when all are ready."""
+def _iterations_in_a_process(case: str, threads: int) -> float:
+    """PTMQ iterations a second of one of several processes, from the moment when all are ready."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    step = Steps(*block_of(case, torch.device("cpu")), "ptmq", {})
+    iterate = Iterations(*block_of(case, torch.device("cpu")), "ptmq")
     for _ in range(3):
-        step()
+        iterate()
     BARRIER.wait(600)  # seconds: the other may have failed
     start = time.perf_counter()
-    for _ in range(PROCESS_STEPS):
-        step()
-    return PROCESS_STEPS / (time.perf_counter() - start)
+    for _ in range(PROCESS_ITERATIONS):
+        iterate()
+    return PROCESS_ITERATIONS / (time.perf_counter() - start)
 
 
 def processes(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
-    """PTMQ steps a second on a CPU: two processes with one thread each against one with two, in turn."""
+    """PTMQ iterations a second on a CPU: two processes with one thread each against one with two, in turn."""
     layouts, rates, rounds = {"1x2": (1, 2), "2x1": (2, 1)}, {}, few(repeats)
     for kind in ("resnet20-stage1", "mobilenet-inverted-residual", "deit-tiny-block"):
         taken: dict[str, list[float]] = {name: [] for name in layouts}
@@ -253,10 +257,10 @@ def processes(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
             for name, (count, threads) in layouts.items():
                 context = get_context("spawn")
                 with ProcessPoolExecutor(count, context, _share, (context.Barrier(count),)) as pool:
-                    each = [pool.submit(_steps_in_a_process, kind, threads) for _ in range(count)]
+                    each = [pool.submit(_iterations_in_a_process, kind, threads) for _ in range(count)]
                     taken[name].append(sum(future.result() for future in each))
         rates[kind] = {name: statistics.median(values) for name, values in taken.items()}
-    return {"steps_a_second": rates, "repeats": rounds}
+    return {"iterations_a_second": rates, "repeats": rounds}
 
 
 CASES: dict[str, Callable[[str, int, torch.device], dict[str, Any]]] = {
@@ -274,18 +278,19 @@ def measure(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
         device = torch.device("cpu")
     result = CASES[case](case, repeats, device)
     return {
-        "format": record.FORMAT,
+        "format": run_record.FORMAT,
         "case": case,
         **result,
-        "peak_mb": record.peak_mb(device),
-        "environment": record.environment(device),
-        "commit": record.commit(),
+        "peak_mb": run_record.peak_mb(device),
+        "environment": run_record.environment(device),
+        "code_sha256": provenance.code_sha256("ptmq.suite.bench"),
+        "commit": provenance.commit(),
     }
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """What a person reads of a record."""
-    for key in ("ms", "ratio", "seconds", "steps_a_second"):
+    for key in ("ms", "ratio", "seconds", "iterations_a_second"):
         for name, value in result.get(key, {}).items():
             yield f"{key.replace('_', ' '):16} {name!s:28} {value if isinstance(value, dict) else f'{value:.2f}'}"
     for key in ("compile_seconds", "prepared_ms", "unprepared_ms", "prepared_mib", "peak_mb"):

@@ -1,5 +1,6 @@
 """The evaluation stage: top-1 at every width in one pass over the images, written as a run record."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,17 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptmq.api import load_model
+from ptmq.common import provenance
 from ptmq.common.bits import FP, FULL_PRECISION
 from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors, save_tensors, sha256
-from ptmq.data.datasets import Images
-from ptmq.models.backbones import get_backbone
+from ptmq.data.datasets import open_images
+from ptmq.data.images import Images
+from ptmq.methods.interface import discover, method_file
+from ptmq.models.backbone import get_backbone
 from ptmq.models.checkpoints import load_network
 from ptmq.network.model import MultiBitModel
-from ptmq.network.serialization import TENSORS, load_model
+from ptmq.network.serialization import TENSORS
 from ptmq.reconstruction.features import memory_format
-from ptmq.suite import run_record as record
-from ptmq.suite.calibration import open_images
+from ptmq.suite import run_record
 from ptmq.suite.profile import FP32
 from ptmq.training.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches, recalibration_images
 
@@ -82,7 +86,7 @@ def score_recalibrated(
         ms = 1000 * (time.perf_counter() - start)
         ((right, kl),) = score(model, {width: lambda: None}, images, fp, device).values()
         switch = {"switch_images": count, "switch_ms": round(ms, 3)}
-        lines.append(record.result(width, right, len(images), kl) | switch)
+        lines.append(run_record.result(width, right, len(images), kl) | switch)
     return lines
 
 
@@ -130,7 +134,7 @@ def evaluate_fp(
     fp = log_probabilities(network, images, device)
     if fp_outputs:
         save_outputs(fp_outputs, fp, backbone, split)
-    line = record.result(FULL_PRECISION, count_correct(fp, images), len(images), kl=0.0)
+    line = run_record.result(FULL_PRECISION, count_correct(fp, images), len(images), kl=0.0)
     info = {
         "run": {
             "dataset": dataset,
@@ -141,10 +145,11 @@ def evaluate_fp(
             "seed": 0,
         },
         "protocol": {},
-        "cost": {"seconds": 0.0, "peak_mb": record.peak_mb(device)},
+        "cost": {"seconds": 0.0, "peak_mb": run_record.peak_mb(device)},
         "sha256": {"weights": sha256(weights), "data": hashes},
-        "environment": record.environment(device),
-        "commit": record.commit(),
+        "environment": run_record.environment(device),
+        "code_sha256": provenance.code_sha256("ptmq.suite.evaluation", get_backbone(backbone).build.split(":")[0]),
+        "commit": provenance.commit(),
         "units": [],
     }
     return _record(info, split, [line], line["top1"], start)
@@ -162,6 +167,7 @@ def evaluate_model(
     del info["model"]
     info["sha256"]["model"] = sha256(folder / TENSORS)
     backbone = info["run"]["backbone"]
+    info["code_sha256"] = code_of_record(info["code_sha256"], info["run"]["method"])
     images, _ = open_images(backbone, split, data_dir, info["run"]["dataset"])
     model.to(device)
     if fp_outputs is None and info["cost"].get("labels"):
@@ -179,11 +185,17 @@ def evaluate_model(
             continue
         switches = {width: partial(model.set_bits, width.weight, width.activation) for width in model.widths}
         for width, (right, kl) in score(model, switches, images, fp, device).items():
-            lines.append(record.result(width, right, len(images), kl) | ({"mode": mode} if mode else {}))
-    return _record(info, split, lines, record.top1(count_correct(fp, images), len(images)), start)
+            lines.append(run_record.result(width, right, len(images), kl) | ({"mode": mode} if mode else {}))
+    return _record(info, split, lines, run_record.top1(count_correct(fp, images), len(images)), start)
+
+
+def code_of_record(calibration: str, method: str) -> str:
+    """One hash of the code behind a record: that of its calibration, this stage and the method's own file."""
+    evaluation = provenance.code_sha256("ptmq.suite.evaluation", method_file(discover()[method]))
+    return hashlib.sha256(f"{calibration} {evaluation}".encode()).hexdigest()
 
 
 def _record(info: dict[str, Any], split: str, lines: list, fp_top1: float, start: float) -> dict[str, Any]:
     """Results first, then everything that explains them."""
     info["cost"]["evaluation_seconds"] = time.perf_counter() - start
-    return {"format": record.FORMAT, "split": split, "fp_top1": fp_top1, "results": lines, **info}
+    return {"format": run_record.FORMAT, "split": split, "fp_top1": fp_top1, "results": lines, **info}

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptmq.api import load_model
+from ptmq.common import provenance
 from ptmq.common.bits import BitWidth
 from ptmq.common.errors import InputError, require
 from ptmq.common.files import sha256
-from ptmq.data.datasets import Images
+from ptmq.data.datasets import open_images
+from ptmq.data.images import Images
 from ptmq.models.checkpoints import load_network
 from ptmq.network.model import MultiBitModel
-from ptmq.network.serialization import TENSORS, load_model
-from ptmq.suite import mixed_precision
-from ptmq.suite import run_record as record
-from ptmq.suite.bit_operations import bit_operations
-from ptmq.suite.calibration import calibration_index, open_images
+from ptmq.network.serialization import TENSORS
+from ptmq.suite import mixed_precision, run_record
+from ptmq.suite.calibration import calibration_index
 from ptmq.suite.evaluation import count_correct, outputs_of_fp, score
 from ptmq.suite.mixed_precision import Assignment, Choices
 from ptmq.suite.profile import Run
@@ -133,7 +134,7 @@ def frontier(
     operations = {}
     for key, switch in switches.items():
         switch()
-        operations[key] = bit_operations(model, calibration[:1])
+        operations[key] = mixed_precision.bit_operations(model, calibration[:1])
     points = []
     for key, (right, kl) in score(model, switches, images, fp, device).items():
         (kind, budget), assignment = key, chosen[key]
@@ -141,22 +142,23 @@ def frontier(
             "kind": kind, "budget": budget,
             "average_bits": round(choices.average_bits(assignment), 4),
             "kib": round(choices.kib(assignment), 2), "bit_operations": operations[key],
-            "top1": record.top1(right, len(images)),
+            "top1": run_record.top1(right, len(images)),
             "kl": round(kl, 6), "expected_kl": round(choices.cost(assignment), 6), "correct": right,
             "images": len(images),
             "assignment": {unit: str(width) for unit, width in assignment.items()},
         })  # fmt: skip
     network = load_network(run.backbone, weights).to(device)
     return {
-        "format": record.FORMAT,
+        "format": run_record.FORMAT,
         "split": split,
-        "fp_top1": record.top1(count_correct(fp, images), len(images)),
+        "fp_top1": run_record.top1(count_correct(fp, images), len(images)),
         "points": points,
         "sensitivity": {u: {str(w): kl for w, kl in widths.items()} for u, widths in choices.sensitivity.items()},
         "switching": switching(model, network, train, device),
         "run": info["run"],
         "protocol": info["protocol"],
         "sha256": {**info["sha256"], "model": sha256(folder / TENSORS)},
-        "environment": record.environment(device),
-        "commit": record.commit(),
+        "environment": run_record.environment(device),
+        "code_sha256": provenance.code_sha256("ptmq.suite.frontier"),
+        "commit": provenance.commit(),
     }

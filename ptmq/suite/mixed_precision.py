@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from scipy.optimize import LinearConstraint, milp
 from torch import Tensor
 
-from ptmq.common.bits import FULL_PRECISION, BitWidth
+from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.reconstruction.features import propagate
 
 BITS_OF_KIB = 8 * 1024
+IMAGE_BITS = 8  # of the pixels that the first layer sees
 Assignment = dict[str, BitWidth]  # unit name -> width
 
 
@@ -58,7 +59,7 @@ class Choices:
 
 def switchable(model: MultiBitModel) -> list[Unit]:
     """The units that have layers of no fixed width: all but stem and head."""
-    return [unit for unit in model.units if any(not layer.fixed for layer in unit.layers)]
+    return [unit for unit in model.units if any(not layer.quantizer.fixed for layer in unit.layers)]
 
 
 @torch.no_grad()
@@ -76,9 +77,10 @@ def measure(model: MultiBitModel, images: Tensor) -> Choices:
             }
         x = propagate(unit, x, FULL_PRECISION)
     weights = {
-        unit.name: sum(layer.weight.numel() for layer in unit.layers if not layer.fixed) for unit in switchable(model)
+        unit.name: sum(layer.weight.numel() for layer in unit.layers if not layer.quantizer.fixed)
+        for unit in switchable(model)
     }
-    fixed_bits = sum(layer.weight.numel() * layer.fixed for layer in model.layers if layer.fixed)
+    fixed_bits = sum(layer.weight.numel() * layer.quantizer.fixed for layer in model.layers if layer.quantizer.fixed)
     return Choices(weights, sensitivity, fixed_bits)
 
 
@@ -127,3 +129,33 @@ def apply(model: MultiBitModel, assignment: Assignment) -> None:
     first = next(iter(assignment.values()))
     for unit in model.units:
         unit.set_bits(assignment.get(unit.name, first))
+
+
+@torch.no_grad()
+def bit_operations(model: MultiBitModel, image: Tensor) -> int:
+    """Bit operations: the sum over the layers of multiplications x weight bits x bits of the input.
+
+    image: (1, ...), of which only the size matters. A layer's input has the bits of the quantizer that gave it or,
+    where it was pooled or reshaped since, of the one that ran last; floating point where none ran.
+    """
+    given = {image.data_ptr(): (IMAGE_BITS, image)}  # outputs are kept, so that no other takes their place in memory
+    last, found = FP, 0
+
+    def remember(quantizer, args, out: Tensor) -> None:
+        nonlocal last
+        last = quantizer.bits
+        given[out.data_ptr()] = (last, out)
+
+    def count(layer, args, out: Tensor) -> None:
+        nonlocal found
+        bits, _ = given.get(args[0].data_ptr(), (last, None))
+        found += out[0].numel() * layer.weight[0].numel() * layer.bits * bits
+
+    hooks = [quantizer.register_forward_hook(remember) for quantizer in model.quantizers]
+    hooks += [layer.register_forward_hook(count) for layer in model.layers]
+    try:
+        model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

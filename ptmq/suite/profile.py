@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ptmq.common.errors import InputError, one_of, require
-from ptmq.models.backbones import BACKBONES, CNN_GROUPS
+from ptmq.models.backbone import CNN_GROUPS, backbones
 
 SCHEMA = Path(__file__).parent.parent.parent / "workflow" / "schemas" / "profile.schema.yaml"
 TYPES = {  # what JSON schema calls them -> what a person does
@@ -24,7 +24,7 @@ TYPES = {  # what JSON schema calls them -> what a person does
     "boolean": "true or false",
     "null": "empty",
 }
-FP32, ALL_WIDTHS = "fp32", "multi"
+FP32, MULTI = "fp32", "multi"
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ class Run:
     groups: dict[str, list[str]] | None
     seed: int
     settings: dict[str, Any] = field(default_factory=dict)
+    execution: dict[str, bool] = field(default_factory=dict)  # see `ptmq.reconstruction.settings.Execution`
     calibration_images: int = 1024
     device: str = "cpu"
     threads: int = 1
-    label: str = ALL_WIDTHS  # the width of a single-width run, else 'multi'
+    label: str = MULTI  # the width of a single-width run, else 'multi'
 
     def __post_init__(self):
         require(self.seed >= 0, "seed", "0 or more", self.seed)
@@ -172,7 +173,7 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
     """The runs that a profile asks for of one method on one backbone: variants x seeds (x widths)."""
     where = f"profile {profile['profile']}"
     body = profile["backbones"][one_of(f"{where}: backbone", backbone, profile["backbones"])] or {}
-    entry = BACKBONES.get(backbone)  # what the registry says of it counts where the profile says nothing
+    entry = backbones().get(backbone)  # what the registry says of it counts where the profile says nothing
     standard = entry.settings.get(method, {}) if entry else {}
     standard_groups = entry.groups if entry else CNN_GROUPS
     chosen = profile["methods"][one_of(f"{where}: method", method, profile["methods"])] or {}
@@ -185,6 +186,7 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
         groups = settings.pop("groups", body.get("groups", standard_groups))
         images = settings.pop("calibration_images", profile["calibration_images"])
         seeds = settings.pop("seeds", body.get("seeds", profile["seeds"]))
+        execution = {**profile.get("execution", {}), **settings.pop("execution", {})}
         widths = chosen.get("widths", {})
         widths = tuple(widths.get(backbone, widths_of(groups)) if isinstance(widths, Mapping) else widths)
         for seed in seeds:
@@ -200,10 +202,11 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
                         groups={name: list(group) for name, group in groups.items()},
                         seed=seed,
                         settings=settings,
+                        execution=execution,
                         calibration_images=images,
                         device=profile.get("device", "auto"),
                         threads=profile.get("threads", 1),
-                        label=part[0] if chosen.get("per_width") else ALL_WIDTHS,
+                        label=part[0] if chosen.get("per_width") else MULTI,
                     )
                 )
     return runs

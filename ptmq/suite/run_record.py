@@ -1,13 +1,8 @@
 """Run records: one JSON a run that explains itself; every table is built from these alone."""
 
-import hashlib
-import inspect
-import json
 import platform
 import resource
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,37 +10,6 @@ import torch
 from ptmq.common.bits import BitWidth
 
 FORMAT = 1
-CODE = ("ptmq", "baselines", "workflow", "Snakefile", "pyproject.toml")
-ROOT = Path(__file__).parent.parent.parent
-
-
-def fingerprint(content: Any) -> str:
-    """A short hash of anything JSON can hold; equal for equal content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def code_hash(method: type = object) -> str:
-    """A short hash of this package's source and of the files that define the method, if any, and its bases."""
-    files = {*(ROOT / "ptmq").rglob("*.py")}
-    files |= {
-        Path(inspect.getfile(cls))
-        for cls in method.__mro__
-        if cls.__module__ not in sys.stdlib_module_names | {"builtins"}
-    }
-    return fingerprint([file.read_text() for file in sorted(files)])
-
-
-def commit() -> str:
-    """The git commit of the code, with '+' where the code differs from it; 'unknown' outside a checkout."""
-    try:
-        git = ["git", "-C", str(ROOT)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--", *CODE], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head[:12] + ("+" if changes else "")
 
 
 def peak_mb(device: torch.device) -> float:

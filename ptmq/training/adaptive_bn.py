@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ptmq.common.bits import FP, BitWidth
-from ptmq.common.settings import StepSizeSettings
-from ptmq.data.datasets import Images
-from ptmq.network.graph import NORMS
-from ptmq.network.layers import ActivationQuantizer
+from ptmq.common.bits import FP
+from ptmq.data.images import Images
 from ptmq.network.model import observe
+from ptmq.network.place import QuantizationSpec
+from ptmq.network.trace import NORMS
+from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.reconstruction.features import memory_format
-from ptmq.training.model import LearnedStepLayer, TrainableModel
+from ptmq.training.augmentation import augmented
+from ptmq.training.model import TrainableModel
 
 BN_BATCH, BN_BATCHES = 128, 100  # of training images that statistics are re-estimated on
 OBSERVED = 8  # activations kept at a time while step sizes are searched
@@ -25,29 +26,16 @@ OBSERVED = 8  # activations kept at a time while step sizes are searched
 class AdaptiveBNModel(TrainableModel):
     """A network with step sizes for every width.
 
-    to_layer(layer, widths, fixed): what a layer becomes · settings: width of the edges; is softmax quantized?
+    spec, to_layer: as for `TrainableModel`.
     """
 
     modes = ("no_recalibration", "")  # first as it was trained, before statistics are lost
     recalibrated = True
 
     def __init__(
-        self,
-        network: nn.Module,
-        blocks: Sequence[str],
-        widths: Sequence[BitWidth],
-        settings: StepSizeSettings,
-        to_layer: Callable[..., nn.Module],
+        self, network: nn.Module, spec: QuantizationSpec, to_layer: Callable[[nn.Module, int | None], nn.Module]
     ):
-        weights, activations, edge = [w.weight for w in widths], [w.activation for w in widths], settings.edge_bits
-        super().__init__(
-            network,
-            blocks,
-            widths,
-            lambda layer, at_edge: to_layer(layer, weights, edge if at_edge else None),
-            lambda at_edge: ActivationQuantizer(activations, edge if at_edge else None),
-            softmax=settings.quantize_softmax,
-        )
+        super().__init__(network, spec, to_layer, lambda fixed: ActivationQuantizer(spec.activation_bits, fixed))
 
     def set_mode(self, mode: str) -> None:
         """Re-estimate BatchNorm at every switch (''), or not ('no_recalibration')."""
@@ -56,18 +44,19 @@ class AdaptiveBNModel(TrainableModel):
     @property
     def learned_quantizers(self) -> list[ActivationQuantizer]:
         """Those of activations, and those of weights that are of the same kind."""
-        return [layer.quantizer for layer in self.layers if isinstance(layer, LearnedStepLayer)] + self.quantizers
+        of_weights = (layer.quantizer for layer in self.layers)
+        return [q for q in of_weights if isinstance(q, ActivationQuantizer)] + self.quantizers
 
     @torch.no_grad()
-    def search_steps(self, images: Tensor, search: str, batch_size: int = 64) -> None:
+    def search_step_sizes(self, images: Tensor, search: str, batch_size: int = 64) -> None:
         """Find all step sizes by `search`, activations on what the FP network gives for `images`."""
         for layer in self.layers:
-            layer.search_steps(search)
+            layer.search_step_sizes(search)
         self.set_bits(FP, FP)
         for start in range(0, len(self.quantizers), OBSERVED):
             _, seen = observe(self, images, batch_size, self.quantizers[start : start + OBSERVED])
             for quantizer, values in seen.items():
-                quantizer.search_steps(values, search)
+                quantizer.search_step_sizes(values, search)
 
 
 @torch.no_grad()
@@ -106,4 +95,4 @@ def recalibration_batches(count: int) -> Sequence[Tensor]:
 def recalibration_images(train: Images, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
     """Batches of training images by their indices, each read when it is asked for; augmented alike at every call."""
     generator = torch.Generator().manual_seed(0)
-    return (train.augmented(index, generator).to(device) for index in batches)
+    return (augmented(train, index, generator).to(device) for index in batches)

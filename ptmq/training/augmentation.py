@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ptmq.data.images import Images
+
 
 def shifted(images: Tensor, pixels: int, border: str, black: Tensor, generator: torch.Generator) -> Tensor:
     """Every image (batch, channels, h, w) shifted at random by up to `pixels` each way.
@@ -32,3 +34,8 @@ def augment(images: Tensor, shift: int, flip: bool, border: str, black: Tensor, 
     """Normalised images (batch, channels, h, w), shifted by up to `shift` pixels and mirrored where `flip`."""
     images = shifted(images, shift, border, black, generator)
     return flipped(images, generator) if flip else images
+
+
+def augmented(images: Images, index: Tensor, generator: torch.Generator) -> Tensor:
+    """Normalised images (len(index), channels, height, width) as training sees them."""
+    return augment(images.batch(index)[0], **images.augmentation, black=images.black, generator=generator)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ptmq.common.errors import InputError, require
 from ptmq.common.files import atomic
-from ptmq.data.datasets import Images
-from ptmq.models.backbones import Training
+from ptmq.data.images import Images
+from ptmq.models.backbone import Training
 from ptmq.reconstruction.features import memory_format
 from ptmq.training.augmentation import augment
 

@@ -14,7 +14,7 @@ BENCH_BLOCKS = [
 BENCH_RECORD = f"{BENCH}/records/{{threads}}/{{case}}.json"
 BENCH_OUTPUTS = expand(
     f"{BENCH}/tables/{{table}}.{{ext}}",
-    table=["steps", "operators", "depth", "switching", "processes"],
+    table=["iterations", "operators", "depth", "switching", "processes"],
     ext=["csv", "html", "md", "tex"],
 ) + expand(f"{BENCH}/figures/bench.{{ext}}", ext=["pdf", "svg", "png"])
 

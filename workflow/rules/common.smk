@@ -15,7 +15,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, workflow.basedir)
 # the rules' `python` is the one that runs Snakemake, whether or not its environment was activated
 os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
-from ptmq.models.backbones import BACKBONES
+from ptmq.models.zoo import BACKBONES
 from ptmq.suite.profile import FP32, all_runs, validate
 from ptmq.common.errors import InputError
 

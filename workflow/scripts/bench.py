@@ -2,8 +2,8 @@
 
     bench.py --out results/bench --records results/bench/records/1/resnet20-stage1.json ...
 
-tables: steps.* (ratios to the plain passes), operators.* (where the time of a PTMQ step goes), depth.* (seconds of a
-whole calibration), switching.*, processes.* · figures: bench.*
+tables: iterations.* (ratios to the plain passes), operators.* (where the time of a PTMQ iteration goes), depth.*
+(seconds of a whole calibration), switching.*, processes.* · figures: bench.*
 """
 
 import matplotlib.pyplot as plt
@@ -12,10 +12,10 @@ import pandas as pd
 from style import STYLES, save
 from tables import records_and_folder, write
 
-GOALS = {"convolution": 1.3, "transformer": 1.5}  # of a PTMQ step, in its three plain passes
+GOALS = {"convolution": 1.3, "transformer": 1.5}  # of a PTMQ iteration, in its three plain passes
 LARGEST = 6  # operators that are named
 HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++")  # so that they differ in grey
-STEPS = {"ptmq": "PTMQ", "ptmq_compiled": "PTMQ, compiled", "qdrop": "QDrop", "qdrop_compiled": "QDrop, compiled"}
+METHODS = {"ptmq": "PTMQ", "ptmq_compiled": "PTMQ, compiled", "qdrop": "QDrop", "qdrop_compiled": "QDrop, compiled"}
 
 
 def setting(record: dict) -> str:
@@ -25,11 +25,11 @@ def setting(record: dict) -> str:
     return device if device == "cuda" else f"{threads} thread{'s' if threads > 1 else ''}"
 
 
-def steps(records: list[dict]) -> pd.DataFrame:
-    """A row a block and setting: medians of the plain passes, ratios of the steps to them."""
+def iterations(records: list[dict]) -> pd.DataFrame:
+    """A row a block and setting: medians of the plain passes, ratios of the iterations to them."""
     rows = []
     for record in records:
-        ratios = {f"{name} step": f"{record['ratio'][key]:.2f}" for key, name in STEPS.items()}
+        ratios = {f"{name} iteration": f"{record['ratio'][key]:.2f}" for key, name in METHODS.items()}
         rows.append({
             "block": record["case"], "batch": "×".join(map(str, record["input"])), "on": setting(record),
             "one plain pass [ms]": f"{record['ms']['fp_1']:.1f}", **ratios,
@@ -39,7 +39,7 @@ def steps(records: list[dict]) -> pd.DataFrame:
 
 
 def operators(records: list[dict]) -> pd.DataFrame:
-    """A row a block: the share of a PTMQ step that each of the largest operators takes, in percent."""
+    """A row a block: the share of a PTMQ iteration that each of the largest operators takes, in percent."""
     shares = pd.DataFrame({record["case"]: record["operators"] for record in records}).T.fillna(0)
     largest = list(shares.mean().sort_values(ascending=False).index[:LARGEST])
     table = 100 * shares[largest]
@@ -56,7 +56,7 @@ def depth(record: dict) -> pd.DataFrame:
 
 
 def draw(blocks: list[dict], shares: pd.DataFrame, line: pd.DataFrame) -> plt.Figure:
-    """Ratios of the PTMQ steps, shares of operators, seconds against depth."""
+    """Ratios of the PTMQ iterations, shares of operators, seconds against depth."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(17, 5), layout="constrained")
     settings = sorted({setting(record) for record in blocks})
     names = list(shares.index)
@@ -64,12 +64,12 @@ def draw(blocks: list[dict], shares: pd.DataFrame, line: pd.DataFrame) -> plt.Fi
         heights = [r["ratio"][key] for name in names for r in blocks if r["case"] == name and setting(r) == on]
         at = np.arange(len(names)) + 0.2 * (number - len(settings) + 0.5)
         colour, hatch = ("#0072B2", "#D55E00", "#009E73")[number // 2], "//" if number % 2 else ""
-        left.bar(at, heights, 0.2, color=colour, alpha=0.75, hatch=hatch, label=f"{STEPS[key]}, {on}")
+        left.bar(at, heights, 0.2, color=colour, alpha=0.75, hatch=hatch, label=f"{METHODS[key]}, {on}")
     left.set_xticks(range(len(names)), names, rotation=30, ha="right")
     left.axhline(1, color="black", linewidth=1)
     for (kind, goal), style in zip(GOALS.items(), ("--", ":"), strict=True):
         left.axhline(goal, color="black", linewidth=1, linestyle=style, label=f"goal, {kind} blocks")
-    left.set_ylabel("PTMQ step / its three plain passes")
+    left.set_ylabel("PTMQ iteration / its three plain passes")
     left.margins(y=0.3)  # for the legend
     left.legend(fontsize="small", loc="upper left", ncols=2)
     below = np.zeros(len(shares))
@@ -77,7 +77,7 @@ def draw(blocks: list[dict], shares: pd.DataFrame, line: pd.DataFrame) -> plt.Fi
         middle.barh(names, shares[name], left=below, color=style[0], hatch=hatch, edgecolor="white", label=name)
         below += shares[name].to_numpy()
     middle.invert_yaxis()
-    middle.set_xlabel(f"share of a PTMQ step [%], {settings[0]}, not compiled")
+    middle.set_xlabel(f"share of a PTMQ iteration [%], {settings[0]}, not compiled")
     middle.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     right.plot(line.layers, line.seconds, "o", color="#D55E00", label="measured")
     right.plot(line.layers, line["straight line"], "--", color="black", label="straight line")
@@ -98,7 +98,7 @@ def main() -> None:
     (deep,), (switching,), (processes,) = (
         [record for record in records if record["case"] == case] for case in ("depth", "switching", "processes")
     )
-    write(steps(blocks), tables / "steps", by=None)
+    write(iterations(blocks), tables / "iterations", by=None)
     shares = operators([record for record in blocks if setting(record) == setting(blocks[0])])
     write(shares.round(1).rename_axis("block").reset_index(), tables / "operators", by=None)
     line = depth(deep)
@@ -109,10 +109,12 @@ def main() -> None:
         "MiB of prepared weights": f"{switching['prepared_mib']:.1f}",
         "MiB of FP weights": f"{switching['fp_mib']:.1f}",
     }]), tables / "switching", by=None)  # fmt: skip
-    rates = pd.DataFrame(processes["steps_a_second"]).T
+    rates = pd.DataFrame(
+        processes.get("iterations_a_second") or processes["steps_a_second"]
+    ).T  # its name in older records
     table = pd.DataFrame({
-        "block": rates.index, "one process, two threads [steps/s]": rates["1x2"].map("{:.2f}".format),
-        "two processes, one thread each [steps/s]": rates["2x1"].map("{:.2f}".format),
+        "block": rates.index, "one process, two threads [iterations/s]": rates["1x2"].map("{:.2f}".format),
+        "two processes, one thread each [iterations/s]": rates["2x1"].map("{:.2f}".format),
         "gain of two processes": ((rates["2x1"] / rates["1x2"] - 1) * 100).map("{:+.0f} %".format),
     })  # fmt: skip
     write(table, tables / "processes", by=None)

@@ -16,7 +16,16 @@ import pandas as pd
 
 KEYS = ["backbone", "method", "variant", "label", "seed"]
 MEASURED = ["w_bits", "a_bits", "top1", "kl", "correct", "images"]
-COST = ["steps", "steps_all", "calibration_images", "images_used", "labels", "epochs", "switch_images", "switch_ms"]
+COST = [
+    "iterations",
+    "iterations_all",
+    "calibration_images",
+    "images_used",
+    "labels",
+    "epochs",
+    "switch_images",
+    "switch_ms",
+]
 COST += ["seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
 COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", "fp_top1", *COST, "commit", "status"]
 COLUMNS += [
@@ -32,8 +41,18 @@ COLUMNS += [
     "rounding_values",
     "log",
 ]
-WHOLE = ["steps", "steps_all", "calibration_images", "images_used", "labels", "epochs", "switch_images", "peak_mb"]
+WHOLE = [
+    "iterations",
+    "iterations_all",
+    "calibration_images",
+    "images_used",
+    "labels",
+    "epochs",
+    "switch_images",
+    "peak_mb",
+]
 WHOLE += ["threads", "correct", "images", "rounding_values"]
+ITERATIONS = {"steps": "iterations", "activation_steps": "activation_iterations"}  # in older records
 NAME = re.compile(r"(?P<backbone>[^/]+)/(?P<method>[^/]+)/(?P<variant>[^/]+)/(?P<label>[^/]+)/seed(?P<seed>\d+)")
 
 
@@ -41,16 +60,16 @@ def rows_of_record(path: Path) -> list[dict]:
     """The rows of one record: what it measured, every protocol field and what it cost."""
     record = json.loads(path.read_text())
     run, protocol, cost, machine = (record[key] for key in ("run", "protocol", "cost", "environment"))
-    shared = {f"protocol_{key}": value for key, value in protocol.items()}
+    shared = {f"protocol_{ITERATIONS.get(key, key)}": value for key, value in protocol.items()}
     shared |= {key: run[key] for key in KEYS}
     shared |= {
         "fp_top1": record["fp_top1"],
         "status": "done",
         "split": record["split"],
         "dataset": run.get("dataset"),
-        "steps": protocol.get("steps", 0),
-        "steps_all": record.get("training", {}).get("steps")
-        or sum(unit.get("steps", math.nan) for unit in record["units"]),
+        "iterations": iterations_of(protocol) or 0,
+        "iterations_all": iterations_of(record.get("training", {}))
+        or sum(iterations_of(unit) or math.nan for unit in record["units"]),
         # none where nothing is rounded by learning, or where an older record does not say
         "rounding_values": sum(sum(unit.get("h_after") or []) for unit in record["units"]) or None,
         "calibration_images": run.get("calibration_images", 0),
@@ -75,6 +94,11 @@ def rows_of_record(path: Path) -> list[dict]:
         | {"switch_images": line.get("switch_images", 0), "switch_ms": line.get("switch_ms")}
         for line in record["results"]
     ]
+
+
+def iterations_of(part: dict) -> int | None:
+    """The iterations that a part of a record names, under today's name or that of older records."""
+    return part.get("iterations", part.get("steps"))
 
 
 def variant_of(variant: str, line: dict) -> str:

@@ -49,7 +49,7 @@ def main() -> None:
     costs = cost(runs).set_index(KEYS)
     done = with_width(runs[(runs.status == "done")]).astype({"in_groups": bool})
     panels = []
-    learned = done[done.in_groups & ((done.steps > 0) | (done.epochs > 0))]
+    learned = done[done.in_groups & ((done.iterations > 0) | (done.epochs > 0))]
     for backbone, part in learned.groupby("backbone"):
         panels += [(backbone, width) for width in part.sort_values("w_bits").width.drop_duplicates()[:WIDTHS]]
     rows, columns = max(1, -(-len(panels) // 2)), 2

@@ -14,7 +14,7 @@ class Missing(Exception):
 class Runs:
     """Top-1 by method, variant, width and seed on one backbone.
 
-    groups: the widths of PTMQ, lowest first · steps: of its default, a block · standard_error: of an accuracy on
+    groups: the widths of PTMQ, lowest first · iterations: of its default, a block · standard_error: of an accuracy on
     that many images, in points.
     """
 
@@ -25,7 +25,7 @@ class Runs:
         switched = done[done.in_groups.astype(bool) & (done.method == "ptmq")]
         self.groups = list(switched.sort_values("w_bits").width.drop_duplicates())
         usual = switched[switched.variant == "default"] if "default" in set(switched.variant) else switched
-        self.steps = int(usual.steps.max()) if len(usual) else 0
+        self.iterations = int(usual.iterations.max()) if len(usual) else 0
         worst = switched.top1.min() / 100
         # of one accuracy, in points, where it is largest: at PTMQ's worst width
         self.standard_error = 100 * math.sqrt(worst * (1 - worst) / switched.images.max()) if len(switched) else 0.0

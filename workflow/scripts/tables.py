@@ -18,7 +18,7 @@ GIVEN = {
     "images": "images",
     "labels": "labels",
     "epochs": "epochs",
-    "steps_all": "steps in all",
+    "iterations_all": "iterations in all",
     "peak_mb": "peak MiB",
     "seconds_each": "s a calibration",
     "seconds_all": "s for all widths",
@@ -76,7 +76,7 @@ def divergence(runs: pd.DataFrame) -> pd.DataFrame:
 def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
     """Rows: backbone, method, variant · columns: the widths, lowest first, FP last · cells: top-1 in percent.
 
-    Behind them what each method was given: steps and seconds of a calibration, peak memory, seconds for all widths.
+    Behind them what each method was given: iterations and seconds of a calibration, peak memory, seconds for all widths.
     """
     groups = with_width(runs).groupby([*KEYS, "w_bits", "a_bits", "width"])
     table = pd.DataFrame([[*key, cell(group)] for key, group in groups], columns=[*groups.keys, "top1"])
@@ -91,8 +91,8 @@ def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """What it takes to serve all widths of the backbone's bit groups, means over seeds.
 
-    images, labels: how many training images are used, and how many labels · epochs: of training · steps: a unit ·
-    steps_all: a calibration · widths: how many they are · calibrations: how many they need · seconds_all: those of one
+    images, labels: how many training images are used, and how many labels · epochs: of training · iterations: a
+    unit · iterations_all: a calibration · widths: how many they are · calibrations: how many they need · seconds_all: those of one
     calibration times that (a single-width method is charged the mean over the widths of the groups that were run) ·
     switch_images, switch_ms: what a switch of the bit-width re-estimates BatchNorm with.
     """
@@ -102,7 +102,7 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     # one row a calibration, whatever it serves
     each = done.assign(serves=serves)[serves > 0].drop_duplicates([*KEYS, "seed", "label"])
     table = each.groupby(KEYS).agg(
-        steps=("steps", "max"), steps_all=("steps_all", "max"), images=("images_used", "max"),
+        iterations=("iterations", "max"), iterations_all=("iterations_all", "max"), images=("images_used", "max"),
         labels=("labels", "max"), epochs=("epochs", "max"),
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
         serves=("serves", "max"), label=("label", "first"),
@@ -111,8 +111,8 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
         done[done.in_groups].groupby(KEYS).agg(switch_images=("switch_images", "max"), switch_ms=("switch_ms", "mean"))
     )
     table = table.join(switches, on=KEYS)
-    # beside runs that are missing pandas reads these as floating-point numbers; older records lack steps_all
-    whole = ["steps", "steps_all", "images", "labels", "epochs", "switch_images", "peak_mb"]
+    # beside runs that are missing pandas reads these as floating-point numbers; older records lack iterations_all
+    whole = ["iterations", "iterations_all", "images", "labels", "epochs", "switch_images", "peak_mb"]
     table[whole] = table[whole].astype("Int64")
     table["widths"] = table.backbone.map(served).astype(int)
     table["calibrations"] = np.ceil(table.widths / table.serves.astype(int)).astype(int)

@@ -119,7 +119,7 @@ def judged(claim: dict, runs: Runs, measure: Callable, tolerance: float, at_leas
     """A claim's line; at_least: ours may be better than the paper's value, or than 0 where it gives none."""
     paper = claim.get("value")
     said = f"{'yes' if paper is None else f'{paper:+g}'} ({claim['certainty']})"
-    text = f"{claim['text']}{', ' + how if how else ''} [{runs.backbone}, {runs.steps:,} steps]"
+    text = f"{claim['text']}{', ' + how if how else ''} [{runs.backbone}, {runs.iterations:,} iterations]"
     try:
         ours, reason = measure(runs)
     except Missing as missing:
@@ -172,7 +172,7 @@ def recalibration(claim: dict, backbone: str, switching: list[dict]) -> dict:
 def speed_up(published: dict, runs: pd.DataFrame) -> list[dict]:
     """Seconds of every multi-bit method that is trained over those of PTMQ, both at the length of their publications.
 
-    Measured as they ran here, on the same device, and extrapolated: epochs and steps take equally long.
+    Measured as they ran here, on the same device, and extrapolated: epochs and iterations take equally long.
     """
     claim, schedules = published["claims"]["speed_up"], published["schedules"]
     said = f"{claim['value']} x ({claim['certainty']})"
@@ -182,15 +182,15 @@ def speed_up(published: dict, runs: pd.DataFrame) -> list[dict]:
         ptmq = each[(each.backbone == backbone) & (each.method == "ptmq") & each.device.isin(trained.device)]
         if ptmq.empty or method not in schedules:
             continue
-        epoch, step = (trained.seconds / trained.epochs).mean(), (ptmq.seconds / ptmq.steps).mean()
-        epochs, steps = schedules[method]["epochs"], schedules["ptmq"]["steps"]
-        seconds, seconds_ptmq = epoch * epochs, step * steps
+        epoch, iteration = (trained.seconds / trained.epochs).mean(), (ptmq.seconds / ptmq.iterations).mean()
+        epochs, iterations = schedules[method]["epochs"], schedules["ptmq"]["iterations"]
+        seconds, seconds_ptmq = epoch * epochs, iteration * iterations
         ratio = estimate([seconds / seconds_ptmq])
         images = int(trained.images_used.max())
         here, here_ptmq = trained.seconds.mean(), ptmq.seconds.mean()
         verdict = "match" if ratio.mean >= claim["value"] else "near" if ratio.mean**2 >= claim["value"] else "off"
         reason = (
-            f"{epoch:.0f} s an epoch x {epochs} = {seconds:,.0f} s over {step:.2f} s a step of each block x {steps:,} "
+            f"{epoch:.0f} s an epoch x {epochs} = {seconds:,.0f} s over {iteration:.2f} s an iteration of each block x {iterations:,} "
             f"= {seconds_ptmq:,.0f} s; as run here {here:,.0f} s over {here_ptmq:,.0f} s = {here / here_ptmq:.1f} x; "
             f"with the {IMAGENET:,} images of ImageNet for these {images:,} an epoch would make it "
             f"{ratio.mean * IMAGENET / images:.0f} x"

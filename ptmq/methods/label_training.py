@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from ptmq.common.errors import one_of, require
 from ptmq.common.progress import Bar
-from ptmq.common.settings import StepSizeSettings
 from ptmq.methods.interface import Method, Task
-from ptmq.models.backbones import Training
-from ptmq.training import trainer as training
+from ptmq.models.backbone import Training
+from ptmq.reconstruction.settings import StepSizeSettings
+from ptmq.training import trainer
 
 LENGTHS = ("short", "paper")
 # of the methods that train for all widths at once; the longer one is of Any-Precision's released code for CIFAR-10
 _ADAM = Training(epochs=10, batch_size=128, optimizer="adam", lr=1e-3, weight_decay=0.0, warmup=0.0, amp=True)
-ALL_WIDTHS = {"short": _ADAM, "paper": replace(_ADAM, epochs=200, decay="step", drops=(0.5, 0.75, 0.9))}
+SCHEDULES_FOR_ALL_WIDTHS = {"short": _ADAM, "paper": replace(_ADAM, epochs=200, decay="step", drops=(0.5, 0.75, 0.9))}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrainedSettings:
     epochs: int = 0  # 0: the schedule's
     lr: float = 0.0  # 0: the schedule's
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of("schedule", self.schedule, LENGTHS)
         for name in ("epochs", "lr"):
             require(getattr(self, name) >= 0, name, "0 (the schedule's) or more", getattr(self, name))
@@ -42,7 +42,7 @@ class TrainedSettings:
 class TrainedStepSizeSettings(TrainedSettings, StepSizeSettings):
     """Of a method that searches step sizes, too."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         TrainedSettings.__post_init__(self)
         StepSizeSettings.__post_init__(self)
 
@@ -73,7 +73,7 @@ class TrainedMethod(Method):
         """Train the network or the model `trainee`, in place; returns what its record says of that."""
         schedule = self.training(task)
         with Bar(task.title, schedule.epochs, "epoch") as bar:
-            state = training.train(
+            state = trainer.train(
                 trainee,
                 task.images,
                 schedule,
@@ -81,15 +81,15 @@ class TrainedMethod(Method):
                 task.device,
                 lambda epoch, loss: bar.advance(f"epoch {epoch}", 1, loss),
                 self.losses,
-                task.checkpoint.path.with_suffix(".pt"),
+                task.resume.path.with_suffix(".pt"),
                 self.rates(trainee),
             )
-        task.checkpoint.earlier += state.earlier
-        steps = schedule.epochs * (len(task.images) // schedule.batch_size)
+        task.resume.earlier += state.earlier
+        iterations = schedule.epochs * (len(task.images) // schedule.batch_size)
         return {
             "units": [],
             "protocol": asdict(schedule),
-            "training": {"loss": state.curve, "steps": steps},
+            "training": {"loss": state.curve, "iterations": iterations},
             "cost": {"images": len(task.images), "labels": len(task.images), "epochs": schedule.epochs},
         }
 

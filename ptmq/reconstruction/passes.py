@@ -1,34 +1,37 @@
 """What is particular to one pass of reconstruction over the network; all the rest is the engine's.
 
-A method overrides what differs. As they stand, the hooks learn activation step sizes alone, unit by unit, under
-QDrop's dropping, from the squared error to the floating-point output.
+A method has passes. As it stands, a pass learns activation step sizes alone, unit by unit, under QDrop's dropping, from
+the squared error to the floating-point output; a subclass overrides the hooks that differ.
 """
 
 from collections.abc import Sequence
+from functools import reduce
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ptmq.common.bits import BitWidth
-from ptmq.common.settings import ReconstructionSettings
-from ptmq.methods.mixer import choose
 from ptmq.network.layers import QuantizedLayer
 from ptmq.network.model import Unit
-from ptmq.quantization.fake_quantization import keep_mask
-from ptmq.quantization.rounding import Relaxation
+from ptmq.quantization.fake_quantization import choose, keep_mask
+from ptmq.quantization.rounding import AdaptiveRounding, Relaxation
 from ptmq.reconstruction.features import Features
 from ptmq.reconstruction.losses import distance
+from ptmq.reconstruction.settings import AdaptiveRoundingSettings, ReconstructionSettings
 
 
-class Phase:
-    """The hooks that the engine calls.
+class Pass:
+    """One pass over the units, with the hooks that the engine calls.
 
     widths: those whose features are streamed from unit to unit · power: p of the error |x - target|^p.
     """
 
+    power: ClassVar[float] = 2.0
     settings: ReconstructionSettings
-    widths: Sequence[BitWidth]
-    power: float = 2.0
+
+    def __init__(self, settings: Any, widths: Sequence[BitWidth]):
+        self.settings, self.widths = settings, tuple(widths)
 
     def parts(self, unit: Unit) -> Sequence[Unit]:
         """What of a unit is learned at a time, in order: the whole of it, or `unit.by_layer()`.
@@ -42,7 +45,7 @@ class Phase:
         return None
 
     def draw(self, generator: torch.Generator) -> Sequence[BitWidth]:
-        """The widths at which this step runs the unit."""
+        """The widths at which this iteration runs the unit."""
         return self.widths
 
     def mix(self, fp: Tensor, quantized: Sequence[Tensor], generator: torch.Generator) -> Sequence[Tensor]:
@@ -59,30 +62,47 @@ class Phase:
     def loss(self, target: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         """The unit's loss from its FP output and its outputs at the drawn widths, a scalar.
 
-        Not asked for stem and head, which always take the plain error with `power`.
+        Not asked for stem and head, which always take `error`.
         """
-        return sum(distance(output, target, self.power) for output in outputs)
+        return self.error(target, outputs)
+
+    def error(self, target: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """The plain error with `power`, summed over the outputs, a scalar."""
+        return reduce(torch.add, (distance(output, target, self.power) for output in outputs))
 
     def importance(self, unit: Unit, later: Sequence[Unit], features: Features) -> Tensor | None:
         """Weights of the squared error, of the target's shape, in place of `loss` and `power`; None to take those.
 
-        For phases that learn whole units: `later` are the units after this one.
+        For passes that learn whole units: `later` are the units after this one.
         """
         return None
 
-    def regularizer(self, relaxations: Sequence[Relaxation], step: int) -> Tensor | float:
-        """What is added to the loss at `step`, counted from 1."""
+    def regularizer(self, relaxations: Sequence[Any], iteration: int) -> Tensor | float:
+        """What is added to the loss at `iteration`, counted from 1."""
         return 0.0
 
 
-class StepSizes(Phase):
+class AdaptiveRoundingPass(Pass):
+    """Learns for every weight whether it is rounded down or up, beside the activation step sizes."""
+
+    settings: AdaptiveRoundingSettings
+
+    def relax(self, layer: QuantizedLayer) -> Relaxation:
+        """Adaptive rounding, started so that the soft weight is the FP weight."""
+        quantizer = layer.quantizer
+        return AdaptiveRounding(layer.weight, quantizer.step_sizes(), quantizer.zero_points(), self.settings.initial_v)
+
+    def regularizer(self, relaxations: Sequence[Any], iteration: int) -> Tensor | float:
+        """λ_r times the pull of every V towards 0 or 1, after the warm-up."""
+        beta = self.settings.beta_at(iteration)
+        return 0.0 if beta is None else self.settings.regularizer * sum(r.regularizer(beta) for r in relaxations)
+
+
+class StepSizePass(Pass):
     """BRECQ's second pass: activation step sizes alone, for weights that are quantized already, with p = 2.4."""
 
     power = 2.4
 
-    def __init__(self, settings: ReconstructionSettings, widths: Sequence[BitWidth]):
-        self.settings, self.widths = settings, widths
-
-    def parts(self, unit):
+    def parts(self, unit: Unit) -> Sequence[Unit]:
         """The unit, where it has anything to learn."""
         return [unit] if unit.quantizers else []
