@@ -119,6 +119,16 @@ def code_of(stage):
     return of_job
 
 
+def arguments_of(text):
+    """For a report's parameters: the script's arguments, once the job's files are known."""
+
+    def of_job(wildcards, input, output):
+        folder = os.path.dirname(output[0])
+        return text.format(input=input, output=output, folder=folder, root=os.path.dirname(folder))
+
+    return of_job
+
+
 def inside_results(parents):
     """The files of MLflow's parent runs as paths inside the folder of results."""
     return {

@@ -38,29 +38,29 @@ REPORTS = {
         {"records": RECORDS},
         "Configuration",
         {"runs": [TIDY["runs"]]},
-        f"--root {{params.folder}} --out {{output}} {'--partial' if FROM_RECORDS else ''} {REPORTED}",
+        f"--root {{folder}} --out {{output}} {'--partial' if FROM_RECORDS else ''} {REPORTED}",
     ),
-    "tables": (TIDY, "Tables", {"tables": TABLES}, "--runs {input.runs} --out {params.folder}"),
-    "accuracy": (TIDY, "Figures", {"accuracy": ACCURACY}, "--runs {input.runs} --out {params.folder}"),
-    "cost": (TIDY, "Figures", {"cost": COST}, "--runs {input.runs} --out {params.folder}"),
+    "tables": (TIDY, "Tables", {"tables": TABLES}, "--runs {input.runs} --out {folder}"),
+    "accuracy": (TIDY, "Figures", {"accuracy": ACCURACY}, "--runs {input.runs} --out {folder}"),
+    "cost": (TIDY, "Figures", {"cost": COST}, "--runs {input.runs} --out {folder}"),
     "blocks": (  # reconstruction error block by block, soft rounding values before and after learning
         {"records": LEARNED},
         "Figures",
         {"blocks": BLOCKS, "rounding": ROUNDING},
-        "--out {params.folder} --records {input.records}",
+        "--out {folder} --records {input.records}",
     ),
     "frontier": (  # accuracy against bits and size, a width for every block; what a switch costs
         {"records": MIXED},
         "Mixed precision",
         {"frontier": FRONTIER},
-        "--out {params.root} --records {input.records}",
+        "--out {root} --records {input.records}",
     ),
     "verdict": (  # what the runs say about the paper's claims
         {**TIDY, "mixed": MIXED, "ablations": ABLATION_RUNS},
         "Verdict",
         {"verdict": VERDICT},
         "--published $PTMQ_PROJECT/workflow/published.yaml --runs {input.runs} --mixed {input.mixed}"
-        f" {'--ablations {input.ablations}' if ABLATION_RUNS else ''} --out {{params.folder}}",
+        f" {'--ablations {input.ablations}' if ABLATION_RUNS else ''} --out {{folder}}",
     ),
 }
 # One an ablation: the profile's PTMQ variants whose names begin with it, beside the default.
@@ -69,7 +69,7 @@ REPORTS |= {
         {"records": lambda wildcards, name=name: ablation_records(name)},
         "Ablations",
         {f"ablation_{name}": ablation_outputs(name)},
-        f"--root {{params.root}} --name {name} --records {{input.records}}"
+        f"--root {{root}} --name {name} --records {{input.records}}"
         f" --missing {' '.join(run for run in asked_of(name) if run not in variants_of(name))}",
     )
     for name in ABLATIONS
@@ -91,11 +91,11 @@ for made, (reads, kind, makes, arguments) in REPORTS.items():
         conda:
             "../../environment.yml"
         params:
-            folder=lambda wildcards, output: os.path.dirname(output[0]),
-            root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
             code=code_sha256(SCRIPTS / f"{script}.py", *[PUBLISHED] if made == "verdict" else []),
+            script=script,
+            arguments=arguments_of(arguments),
         shell:
-            logged(f"python $PTMQ_PROJECT/workflow/scripts/{script}.py {arguments}")
+            logged("python $PTMQ_PROJECT/workflow/scripts/{params.script}.py {params.arguments}")
 
 
 rule figures:
