@@ -7,7 +7,7 @@ min_version("9.0")
 
 if "dataset" not in config:  # no --configfile was given
 
-    configfile: "workflow/config/digits.yaml"
+    configfile: os.path.join(workflow.basedir, "workflow/config/digits.yaml")
 
 
 include: "workflow/rules/common.smk"

@@ -7,6 +7,8 @@ One panel a backbone for the widths of its bit groups, and one for the other wid
 The mean over seeds with a band of ± one standard deviation; written as PDF, SVG and PNG.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import OTHER, STYLES, label_of, legend, order, save
@@ -76,8 +78,8 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
     legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def main() -> None:
-    runs, out = runs_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    runs, out = runs_and_folder(__doc__, argv)
     shown = runs[(runs.status == "done") & (runs.method != "fp32")]
     contents = sorted(set(zip(shown.backbone, ~shown.in_groups.astype(bool), strict=True)))
     rows, columns = max(1, -(-len(contents) // 2)), max(1, min(2, len(contents)))

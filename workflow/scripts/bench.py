@@ -6,6 +6,8 @@ tables: iterations.* (ratios to the plain passes), operators.* (where the time o
 (seconds of a whole calibration), switching.*, processes.* · figures: bench.*
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -90,8 +92,9 @@ def draw(blocks: list[dict], shares: pd.DataFrame, line: pd.DataFrame) -> plt.Fi
     return figure
 
 
-def main() -> None:
-    records, out = records_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    records, out = records_and_folder(__doc__, argv)
+    records.sort(key=lambda record: (record["case"], record["environment"]["threads"]))
     tables = out / "tables"
     tables.mkdir(parents=True, exist_ok=True)
     blocks = [record for record in records if "ratio" in record]

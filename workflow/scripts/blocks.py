@@ -7,6 +7,8 @@ reconstruct layers have none at these widths. Written to blocks.* and rounding.*
 one standard deviation.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import OTHER, STYLES, label_of, order, save
@@ -73,8 +75,8 @@ def draw_rounding(axes, rows: pd.DataFrame) -> None:
     axes.legend(fontsize="small")
 
 
-def main() -> None:
-    records, out = records_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    records, out = records_and_folder(__doc__, argv)
     rows = units(records)
     backbones = list(rows.backbone.unique())
     count = max(1, len(backbones))

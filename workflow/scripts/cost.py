@@ -5,6 +5,8 @@ A hollow point is one calibration, the full point beside it as many as serve all
 cost.py --runs results/cifar10/runs.csv --out results/cifar10/figures
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import OTHER, STYLES, label_of, legend, order, save
@@ -44,8 +46,8 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
     legend(axes, loc="best")
 
 
-def main() -> None:
-    runs, out = runs_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    runs, out = runs_and_folder(__doc__, argv)
     costs = cost(runs).set_index(KEYS)
     done = with_width(runs[(runs.status == "done")]).astype({"in_groups": bool})
     panels = []

@@ -55,6 +55,7 @@ def save(figure, path: Path) -> None:
     plt.rcParams["svg.hashsalt"] = "ptmq"
     for extension, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):
         figure.savefig(path.with_suffix(f".{extension}"), dpi=150, metadata=metadata)
+    plt.close(figure)
 
 
 def legend(axes, **options) -> None:

@@ -175,26 +175,26 @@ def _tex(value) -> str:
     return text
 
 
-def runs_and_folder(description: str) -> tuple[pd.DataFrame, Path]:
+def runs_and_folder(description: str, argv: Sequence[str] | None) -> tuple[pd.DataFrame, Path]:
     """What the command line of a script names that turns the tidy CSV into files: --runs and --out."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     return pd.read_csv(args.runs), args.out
 
 
-def records_and_folder(description: str) -> tuple[list[dict], Path]:
+def records_and_folder(description: str, argv: Sequence[str] | None) -> tuple[list[dict], Path]:
     """What the command line of a script names that turns records into files: --records and --out."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--records", type=Path, nargs="+", required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     return [json.loads(path.read_text()) for path in args.records], args.out
 
 
-def main() -> None:
-    runs, out = runs_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    runs, out = runs_and_folder(__doc__, argv)
     out.mkdir(parents=True, exist_ok=True)
     write(accuracy(runs), out / "accuracy")
     write(divergence(runs), out / "divergence")

@@ -18,7 +18,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -241,14 +241,14 @@ def backbones_of(runs: pd.DataFrame) -> list[str]:
     return list(runs[(runs.method == "ptmq") & (runs.status == "done")].backbone.drop_duplicates())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--published", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--ablations", type=Path)
     parser.add_argument("--mixed", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     published = yaml.safe_load(args.published.read_text())
     runs = pd.read_csv(args.runs)
     ablations = pd.read_csv(args.ablations) if args.ablations else runs
