@@ -25,7 +25,7 @@ import pandas as pd
 import yaml
 from intervals import Estimate, estimate
 from paired import Missing, Runs
-from tables import write
+from tables import own_first, write
 
 COLUMNS = ["claim", "paper", "ours", "sd", "n", "ci95", "delta", "tolerance", "verdict", "reason"]
 POINT = 1.0  # tolerance of a difference of accuracies that the paper states, in points; half where it states 1
@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     published = yaml.safe_load(args.published.read_text())
-    runs = pd.read_csv(args.runs)
+    runs = own_first(pd.read_csv(args.runs))
     ablations = pd.read_csv(args.ablations) if args.ablations else runs
     switching = defaultdict(list)
     for record in (json.loads(path.read_text()) for path in args.mixed):
