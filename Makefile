@@ -1,11 +1,12 @@
-# make reproduce: the tables and figures of the embedded default · make test: the tests. Both set up first.
+# make reproduce: the tables and figures of the embedded default · make test: the tests · make test-all: those that
+# run the workflow from end to end, too · make lint: style, imports, types. All set up first.
 
 PYTHON ?= python3
 CORES ?= 8
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup reproduce test crash slurm kubernetes lint clean
+.PHONY: setup reproduce test test-all crash slurm kubernetes lint clean
 
 reproduce: $(READY)
 	$(BIN)/snakemake --cores $(CORES) all
@@ -15,20 +16,25 @@ reproduce: $(READY)
 test: $(READY)
 	$(BIN)/pytest
 
+test-all: test
+	$(BIN)/pytest tests/e2e
+
 crash: $(READY)
-	$(BIN)/pytest tests/test_crash.py --kills 20
+	$(BIN)/pytest tests/e2e/test_crash.py --kills 20
 
 slurm: $(READY)
 	$(BIN)/python -m pip install --quiet 'snakemake-executor-plugin-slurm>=2'
-	$(BIN)/pytest tests/test_slurm.py --slurm
+	$(BIN)/pytest tests/e2e/test_slurm.py --slurm
 
 kubernetes: $(READY)
 	$(BIN)/python -m pip install --quiet snakemake-executor-plugin-kubernetes snakemake-storage-plugin-s3
-	$(BIN)/pytest tests/test_kubernetes.py --kubernetes
+	$(BIN)/pytest tests/e2e/test_kubernetes.py --kubernetes
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
