@@ -1,17 +1,26 @@
 # make reproduce: the tables and figures of the embedded default · make test: the tests · make test-all: those that
-# run the workflow from end to end, too · make lint: style, imports, types. All set up first.
+# run the workflow from end to end, too · make lint: style, imports, types · make paper: the published tables and figures
+# from their records · make publish PROFILE=...: one's own records become published ones. All set up first.
 
 PYTHON ?= python3
 CORES ?= 8
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup reproduce test test-all crash slurm kubernetes lint clean
+PROFILE ?= cifar10
+
+.PHONY: setup reproduce paper publish test test-all crash slurm kubernetes lint clean
 
 reproduce: $(READY)
 	$(BIN)/snakemake --cores $(CORES) all
 	@echo; cat results/digits/tables/accuracy.md; echo
 	@echo "Tables and figures are in results/digits/tables and results/digits/figures"
+
+paper: $(READY)
+	$(BIN)/snakemake --cores 1 paper
+
+publish: $(READY)
+	PYTHONPATH=. $(BIN)/python workflow/scripts/publish.py --profile $(PROFILE)
 
 test: $(READY)
 	$(BIN)/pytest

@@ -15,6 +15,7 @@ from plan import Plan
 from ptmq.suite.profile import read_profile
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
+os.environ.setdefault("PTMQ_PROJECT", str(PROJECT))  # as in the workflow
 
 
 def commands(published: Path) -> list[list[str]]:
@@ -33,13 +34,17 @@ def commands(published: Path) -> list[list[str]]:
     return found
 
 
+def rebuild(published: Path) -> None:
+    """Run them all in this process."""
+    for script, *arguments in commands(published):
+        print(script, *arguments[:4], flush=True)
+        importlib.import_module(script).main([os.path.expandvars(argument) for argument in arguments])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--published", type=Path, required=True)
-    args = parser.parse_args()
-    for script, *arguments in commands(args.published):
-        print(script, *arguments[:4], flush=True)
-        importlib.import_module(script).main([os.path.expandvars(argument) for argument in arguments])
+    rebuild(parser.parse_args().published)
 
 
 if __name__ == "__main__":
