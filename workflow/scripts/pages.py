@@ -27,7 +27,7 @@ from pathlib import Path
 import pandas as pd
 from intervals import Estimate
 from paired import Missing, Runs
-from tables import with_width
+from tables import MULTI, with_width
 
 from ptmq.common.errors import InputError, one_of
 from ptmq.common.provenance import style_of_method
@@ -39,6 +39,7 @@ PLACE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 MARKER = re.compile(r"<!-- (?:= |/= |begin: |end )")
+NEEDS = ["labels", "calibrations", "s for all widths"]  # columns of the costs that the headline table shows
 WHERE = re.compile(r"(\w[^=*]*)=(.*)", re.DOTALL)  # column=pattern
 
 
@@ -80,10 +81,14 @@ class Published:
         runs = Runs(self.runs(profile), backbone, self.folder / profile)
         return runs.difference((one, width, variant), (two, width, second))
 
-    def record(self, profile: str, row: pd.Series) -> dict:
-        """The record of a row of the runs."""
-        label = f"{row.backbone}/{row.method}/{row.variant.partition('+')[0]}/{row.label}/seed{row.seed}"
-        return json.loads((self.folder / profile / "records" / f"{label}.json").read_text())
+    def records(self, profile: str, backbone: str, method: str) -> list[dict]:
+        """The records of a method that serves all widths at once, one a seed."""
+        name, variant = with_variant(method)
+        folder = self.folder / profile / "records" / backbone / name / variant / MULTI
+        found = [json.loads(path.read_text()) for path in sorted(folder.glob("seed*.json"))]
+        if not found:
+            raise InputError(f"{str(folder)!r} has no record. Name another method.")
+        return found
 
 
 def with_variant(method: str) -> tuple[str, str]:
@@ -167,18 +172,28 @@ def span(published: Published, path: str, column: str, digits: str = "0", **wher
     return f"{rounded(min(found), digits)} to {rounded(max(found), digits)}"
 
 
-def times(published: Published, path: str, column: str, method: str, other: str, **where: str) -> str:
+def times(
+    published: Published, path: str, column: str, method: str, other: str, digits: str = "1", **where: str
+) -> str:
     """How many times a cell of one method is that of another."""
     above, below = (
         value(cell(published, path, column, **where, method=name, variant=variant))
         for name, variant in map(with_variant, (method, other))
     )
-    return f"{above / below:.1f}"
+    return rounded(above / below, digits)
 
 
 def count(published: Published, path: str, **where: str) -> str:
     """How many rows of a table fit."""
     return str(len(published.rows(path, where)))
+
+
+def record(published: Published, profile: str, backbone: str, method: str, path: str, digits: str = "0") -> str:
+    """A number of the records, by the names that lead to it such as cost.seconds; the mean over the seeds."""
+    found = published.records(profile, backbone, method)
+    for name in path.split("."):
+        found = [part[one_of("part of a record", name, part)] for part in found]
+    return rounded(sum(found) / len(found), digits)
 
 
 def hours(published: Published, profile: str) -> str:
@@ -220,9 +235,9 @@ def headline(published: Published, profile: str, backbone: str, *methods: str) -
     for row in rows:
         where = {key: row[key] for key in ("backbone", "method", "variant")}
         shown = [f"**{row[w]}**" if row[w] and value(row[w]) == best[w] else row[w] for w in widths]
-        needs = [cell(published, cost, name, "0", **where) for name in ("labels", "calibrations", "seconds_all")]
+        needs = [cell(published, cost, name, **where) for name in NEEDS]
         body.append([style_of_method(row.method)[0], *shown, *needs])
-    return markdown(["method", *widths, "labels", "calibrations", "s for all widths"], body)
+    return markdown(["method", *widths, *NEEDS], body)
 
 
 def claims(published: Published, profile: str, *texts: str) -> str:
@@ -250,23 +265,20 @@ def errors(published: Published, profile: str, backbone: str, width: str, *pairs
     """Reconstruction errors of blocks, of one variant of PTMQ over those of another; means over the seeds."""
     pairs = [each.split("/") for each in pairs_and_units if "/" in each]
     units = [each for each in pairs_and_units if "/" not in each]
-    body = []
-    for above, below in pairs:
-        means = [_mean_errors(published, profile, backbone, width, variant) for variant in (above, below)]
-        body.append([f"{above} / {below}", *(f"{means[0][unit] / means[1][unit]:.2f}" for unit in units)])
+
+    def mean(variant: str) -> pd.Series:
+        return pd.DataFrame([
+            {unit["unit"]: unit["error_after"][width] for unit in found["units"]}
+            for found in published.records(profile, backbone, f"ptmq/{variant}")
+        ]).mean()  # fmt: skip
+
+    ratios = [mean(above) / mean(below) for above, below in pairs]
+    body = [[f"{above} / {below}", *(f"{ratio[unit]:.2f}" for unit in units)]
+            for (above, below), ratio in zip(pairs, ratios, strict=True)]  # fmt: skip
     return markdown([f"error at {width}", *units], body)
 
 
-def _mean_errors(published: Published, profile: str, backbone: str, width: str, variant: str) -> dict[str, float]:
-    """Error of every unit behind calibration, the mean over the seeds."""
-    runs = published.runs(profile).query("backbone == @backbone and method == 'ptmq' and variant == @variant")
-    records = [published.record(profile, row) for _, row in runs.drop_duplicates("seed").iterrows()]
-    return pd.DataFrame([
-        {unit["unit"]: unit["error_after"][width] for unit in record["units"]} for record in records
-    ]).mean().to_dict()  # fmt: skip
-
-
-NUMBERS = {each.__name__: each for each in (top1, difference, lead, undecided, cell, span, times, count, hours)}
+NUMBERS = {each.__name__: each for each in (top1, difference, lead, undecided, cell, span, times, count, record, hours)}
 TABLES = {each.__name__: each for each in (table, pivot, headline, claims, errors)}
 
 
