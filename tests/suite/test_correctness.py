@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from ptmq.api import load_model
 from ptmq.cli import main
-from ptmq.network.serialization import load_model
 from ptmq.suite import run_record
 from ptmq.suite.calibration import calibrate, open_images
 from ptmq.suite.profile import Run
