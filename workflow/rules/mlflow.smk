@@ -7,7 +7,7 @@ for ablation in filter(variants_of, ABLATIONS):
     PARENTS["accuracy"]["records"] = [path for path in PARENTS["accuracy"]["records"] if path not in mine]
     PARENTS[f"ablation_{ablation}"] = {"artifacts": ablation_outputs(ablation), "records": mine}
 if PROFILE.get("verdict"):
-    PARENTS["verdict"] = {"artifacts": VERDICT, "records": []}
+    PARENTS["verdict"] = {"artifacts": VERDICT + CHECKS, "records": []}
     if MIXED:
         PARENTS["frontier"] = {"artifacts": FRONTIER, "records": MIXED}
 

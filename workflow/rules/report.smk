@@ -4,7 +4,7 @@
 TABLES = [path for table in ("accuracy", "divergence", "cost") for path in outputs("tables", table)]
 ACCURACY, BLOCKS, ROUNDING, COST = (outputs("figures", name) for name in ("accuracy", "blocks", "rounding", "cost"))
 FRONTIER = outputs("tables", "frontier") + outputs("figures", "frontier") + outputs("tables", "switching")
-VERDICT = outputs("tables", "verdict")
+VERDICT, CHECKS = outputs("tables", "verdict"), outputs("tables", "checks")
 RECORDS = files("records", NAMES)
 DEFAULTS = [name for name, run in RUNS.items() if run.variant == "default"]
 LEARNED = files("records", [name for name in DEFAULTS if not RUNS[name].method.startswith("nearest")])
@@ -58,7 +58,7 @@ REPORTS = {
     "verdict": (  # what the runs say about the paper's claims
         {**TIDY, "mixed": MIXED, "ablations": ABLATION_RUNS},
         "Verdict",
-        {"verdict": VERDICT},
+        {"verdict": VERDICT, "checks": CHECKS},
         "--published $PTMQ_PROJECT/workflow/published.yaml --runs {input.runs} --mixed {input.mixed}"
         f" {'--ablations {input.ablations}' if ABLATION_RUNS else ''} --out {{folder}}",
     ),

@@ -118,7 +118,8 @@ def speed_ups(published: dict, runs: pd.DataFrame) -> Iterator[Claim]:
     for (backbone, method), trained in each[each.epochs > 0].groupby(["backbone", "method"]):
         ptmq = each[(each.backbone == backbone) & (each.method == "ptmq") & each.machine.isin(trained.machine)]
         if len(ptmq) and method in schedules:
-            pairs.append((f"{text}: {method} [{backbone}]", partial(speed_up, schedules, trained, ptmq)))
+            where = f"[{backbone}, {trained.images_used.max():,.0f} training images]"
+            pairs.append((f"{text}: {method} {where}", partial(speed_up, schedules, trained, ptmq)))
     for name, measure in pairs or [(text, partial(needs, "a multi-bit method that is trained, in the same run"))]:
         yield Claim("speed_up", name, measure)
 

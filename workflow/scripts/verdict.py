@@ -30,7 +30,7 @@ from intervals import Interval
 from paired import Missing, Runs
 from tables import write
 
-COLUMNS = ["claim", "paper", "holds if", "ours", "low", "high", "n", "paired by", "verdict", "reason"]
+COLUMNS = ["claim", "paper", "holds if", "ours", "95 % interval", "n", "paired by", "verdict", "reason"]
 CHECKS = ["check", "expected", "found", "result", "reason"]
 FP = "W32A32"
 LAST_DIGIT = 0.01  # of a published accuracy, in points
@@ -68,9 +68,10 @@ def line(text: str, paper: str, claim: dict, measure: Callable[[], Finding]) -> 
         found = measure()
     except Missing as missing:
         return shared | {"verdict": "not run", "reason": str(missing)}
-    numbers = dict(zip(("ours", "low", "high"), found.interval, strict=True))
+    value, low, high = found.interval
     return shared | {
-        **{name: f"{number:.2f}" if math.isfinite(number) else "" for name, number in numbers.items()},
+        "ours": f"{value:.2f}",
+        "95 % interval": f"{low:.2f} to {high:.2f}" if math.isfinite(high) else "",
         "n": found.n,
         "paired by": found.paired,
         "verdict": judge(found.interval, least, most),
