@@ -48,7 +48,7 @@ def record(
 
 
 def collected(folder: Path, *names: str) -> pd.DataFrame:
-    script("collect", "--root", folder, "--out", folder / "runs.csv", *names)
+    script("collect", "--root", folder, "--out", folder / "runs.csv", "--own", *names)
     return pd.read_csv(folder / "runs.csv", keep_default_na=False)
 
 
@@ -193,7 +193,16 @@ def test_kept_answers_are_named_from_the_table(tmp_path):
     (file,) = set(collected(tmp_path, name).correct_file)
     assert (tmp_path / file) == kept
     kept.write_bytes(b"other bits")
-    command = [sys.executable, SCRIPTS / "collect.py", "--root", tmp_path, "--out", tmp_path / "runs.csv", name]
+    command = [
+        sys.executable,
+        SCRIPTS / "collect.py",
+        "--root",
+        tmp_path,
+        "--out",
+        tmp_path / "runs.csv",
+        "--own",
+        name,
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode and "is not the file that seed0.json was written with" in done.stderr
 

@@ -82,7 +82,7 @@ def row(method: str, variant: str, bits: int, seed: int, top1: float, **changes)
         "backbone": "resnet20", "dataset": "cifar10", "method": method, "variant": variant, "w_bits": bits, "a_bits": bits,
         "seed": seed, "top1": top1, "status": "done", "in_groups": True, "images": 10000, "iterations": iterations,
         "epochs": None, "seconds": 100.0, "machine": "a processor", "images_used": 1024,
-        "images_processed": iterations * 32 * 3, "correct_file": None} | changes  # fmt: skip
+        "images_processed": iterations * 32 * 3, "correct_file": None, "origin": "own", "label": "multi"} | changes  # fmt: skip
 
 
 def verdict(folder: Path, rows: list[dict], *more) -> pd.DataFrame:

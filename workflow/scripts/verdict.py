@@ -20,7 +20,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +28,7 @@ import yaml
 from claims import Finding, ablation_claims, accuracies, main_claims, speed_ups
 from intervals import Interval
 from paired import Missing, Runs
-from tables import write
+from tables import own_first, write
 
 COLUMNS = ["claim", "paper", "holds if", "ours", "95 % interval", "n", "paired by", "verdict", "reason"]
 CHECKS = ["check", "expected", "found", "result", "reason"]
@@ -161,16 +161,16 @@ def backbones_of(runs: pd.DataFrame) -> list[str]:
     return list(runs[(runs.method == "ptmq") & (runs.status == "done")].backbone.drop_duplicates())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--published", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--ablations", type=Path)
     parser.add_argument("--mixed", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     published = yaml.safe_load(args.published.read_text())
-    table = pd.read_csv(args.runs)
+    table = own_first(pd.read_csv(args.runs))
     other = args.ablations or args.runs
     variants = pd.read_csv(other)
     switching = defaultdict(list)
