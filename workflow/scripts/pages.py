@@ -6,8 +6,8 @@ A table stands between two lines:  <!-- begin: table cifar10/tables/cost.csv met
 A number stands in a sentence:     ... it reaches <!-- = top1 cifar10 resnet20 ptmq W3A3 -->88.2<!-- /= --> % ...
 
 The first word names a function of this file, the others are its arguments; one with spaces stands in quotation marks.
-`column=pattern` chooses rows, with * for anything. A method is `qdrop`, or `ptmq/gd_none` for a variant. No line of
-text begins with a marker: Markdown would take that line for HTML.
+`column=pattern|pattern` chooses rows, with * for anything. A method is `qdrop`, or `ptmq/gd_none` for a variant. No
+line of text begins with a marker: Markdown would take that line for HTML.
 
 `lead` and `undecided` also state something. Where the results do not carry it, the sentence is named and has to be
 written anew; without --check everything else is brought up to date.
@@ -16,6 +16,7 @@ written anew; without --check everything else is brought up to date.
 import argparse
 import inspect
 import json
+import os
 import re
 import shlex
 import sys
@@ -70,7 +71,7 @@ class Published:
         table = self.table(path)
         for name, pattern in where.items():
             texts = table[one_of(f"column of {path}", name, table.columns)]
-            table = table[[fnmatchcase(text, pattern) for text in texts]]
+            table = table[[any(fnmatchcase(text, each) for each in pattern.split("|")) for text in texts]]
         if table.empty:
             raise InputError(f"{path} has no row with {where}. Write other patterns.")
         return table
@@ -204,9 +205,9 @@ def hours(published: Published, profile: str) -> str:
 
 # ---------------------------------------------------------------- tables
 def table(published: Published, path: str, *names: str, **where: str) -> str:
-    """Columns and rows of a table; `old as new` renames a column."""
-    given = [name.partition(" as ") for name in names]
+    """Columns of a table, all unless they are named, without empty ones; `old as new` renames one."""
     whole = published.table(path)
+    given = [name.partition(" as ") for name in names or whole.columns]
     chosen = [(each, new or each) for old, _, new in given for each in columns(whole, [old])]
     rows = published.rows(path, where)
     filled = [pair for pair in chosen if (rows[pair[0]] != "").any()]
@@ -241,24 +242,22 @@ def headline(published: Published, profile: str, backbone: str, *methods: str) -
 
 
 def claims(published: Published, profile: str, *texts: str) -> str:
-    """The verdict, a row a claim: what its line begins with, then every place and reading that it was tried on."""
-    path = f"{profile}/tables/verdict.csv"
-    body = []
+    """The verdict, a row a claim: what its line begins with, and ours wherever and however it was tried."""
+    path, body = f"{profile}/tables/verdict.csv", []
     for text in texts:
         rows = published.rows(path, {"claim": f"{text}*"})
         said: dict[str, list[str]] = {}
         for row in rows.to_dict("records"):
             said.setdefault(row["verdict"], []).append(f"{place(row['claim'], text)} {row['ours']}".strip())
-        found = "; ".join(f"{verdict} ({', '.join(each)})" for verdict, each in said.items())
+        found = "; ".join(f"**{verdict}** ({', '.join(each)})" for verdict, each in said.items())
         body.append([text, cell(published, path, "paper", claim=f"{text}*"), found])
-    return markdown(["the paper says", "its number", "here"], body)
+    return markdown(["the paper says", "its number", "ours"], body)
 
 
 def place(claim: str, text: str) -> str:
-    """Where or how a claim was tried, from its line: the reading, the method or the network."""
-    rest = claim.removeprefix(text).partition(" [")
-    reading = re.sub(r"^[^,:]*[,:] *", "", rest[0])
-    return reading if reading and reading != rest[0] else rest[2].partition(",")[0].removesuffix("]")
+    """Where or how a claim was tried, from its line `text, reading [network, budget]`: the reading, or the network."""
+    reading, _, network = claim.removeprefix(text).partition(" [")
+    return reading.lstrip(",: ").replace(",", "") or network.partition(",")[0].removesuffix("]")
 
 
 def errors(published: Published, profile: str, backbone: str, width: str, *pairs_and_units: str) -> str:
@@ -340,8 +339,9 @@ def differences(old: str, new: str) -> Iterator[tuple[int, str]]:
 
 
 def default_pages() -> list[Path]:
-    """Those of the project."""
-    return [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+    """Those of the project, as they are named from here."""
+    found = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+    return [Path(os.path.relpath(page)) for page in found]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -359,7 +359,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             page.write_text(new)
             print(f"{page}: {len(outdated)} places brought up to date")
     if told:
-        sys.exit("\n".join([*told, "error: pages do not say what the published results say; `make paper` fills them in"]))
+        told.append("error: pages differ from the published results. `make paper` fills in numbers, not sentences.")
+        sys.exit("\n".join(told))
 
 
 if __name__ == "__main__":
