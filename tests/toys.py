@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptmq.common.bits import BitGroups, BitWidth
+from ptmq.common.bits import FULL_PRECISION, BitGroups, BitWidth
 from ptmq.network.model import MultiBitModel
 from ptmq.network.place import QuantizationSpec
 
@@ -100,6 +100,16 @@ def error(model: nn.Module, images: Tensor, width: BitWidth = W3) -> float:
     """Squared error of the logits against those of the FP toy."""
     with torch.no_grad():
         return float((logits(model, images, width) - toy_network()(images)).square().mean())
+
+
+@torch.no_grad()
+def feature_error(model: MultiBitModel, images: Tensor, width: BitWidth = W3) -> float:
+    """Squared error of what enters the head, before it is averaged, against floating point."""
+    outputs = []
+    for selected in (FULL_PRECISION, width):
+        model.set_bits(selected.weight, selected.activation)
+        outputs.append(nn.Sequential(*list(model.units)[:-1])(images))
+    return float((outputs[0] - outputs[1]).square().mean())
 
 
 def same_state(one: nn.Module, two: nn.Module) -> bool:
