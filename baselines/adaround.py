@@ -14,7 +14,7 @@ from ptmq.common.errors import require
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.network.model import Unit
-from ptmq.reconstruction.passes import AdaptiveRoundingPass
+from ptmq.reconstruction.passes import AdaptiveRoundingPass, Passes
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings
 
 
@@ -44,10 +44,11 @@ class AdaRound(Reconstruction):
     """Rounding of one layer after the other under FP activations."""
 
     name = "adaround"
+    style = ("AdaRound", "#009E73", "P", (0, (5, 1)))
     Settings = AdaRoundSettings
     Pass = LayerByLayer
     per_width = True
 
-    def passes(self) -> Sequence[Pass]:
+    def passes(self) -> Passes:
         """One pass, under FP activations."""
-        return [self.weights_alone()]
+        return self.weights_alone()

@@ -28,7 +28,7 @@ from ptmq.methods.label_training import (
     TrainedStepSizeSettings,
     soft_cross_entropy,
 )
-from ptmq.network.layers import QuantizedLayer
+from ptmq.network.layers import Layer, QuantizedLayer
 from ptmq.network.model import Switchable
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.training.adaptive_bn import AdaptiveBNModel
@@ -47,6 +47,7 @@ class MultiQuant(TrainedMethod):
     """Training of the lowest, the highest and a random width with adaptive soft labels; BatchNorm re-estimated."""
 
     name = "multiquant"
+    style = ("MultiQuant", "#1B7837", "d", (0, (2, 1, 1, 1)))
     Settings = TrainedStepSizeSettings
     schedules = SCHEDULES_FOR_ALL_WIDTHS
 
@@ -59,7 +60,7 @@ class MultiQuant(TrainedMethod):
         """The network with a learned step size of every tensor for every width."""
         spec = self.spec(blocks)
 
-        def to_layer(layer: nn.Module, fixed: int | None) -> nn.Module:
+        def to_layer(layer: Layer, fixed: int | None) -> QuantizedLayer:
             return QuantizedLayer(layer, ActivationQuantizer(spec.weight_bits, fixed))  # per tensor, learned (LSQ)
 
         return AdaptiveBNModel(network, spec, to_layer)
@@ -68,6 +69,7 @@ class MultiQuant(TrainedMethod):
         """Search step sizes, then train them and everything else."""
         model, _ = super().fit(task)
         details = self.train(model, task)
+        assert isinstance(model, AdaptiveBNModel)  # from `build`
         self.keep_step_sizes_positive(model)
         return model, details
 

@@ -10,8 +10,10 @@ import hashlib
 import json
 import subprocess
 from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("ptmq", "baselines")
@@ -49,6 +51,8 @@ def imported_by(path: Path) -> tuple[Path, ...]:
             if (file := file_of(".".join(names[:length]), beside)) is not None:
                 found[file] = None
 
+    if path.suffix != ".py":  # data beside code
+        return ()
     try:
         tree = ast.parse(path.read_text())
     except SyntaxError:  # its own content is in the hash; whoever imports it says what is wrong
@@ -86,6 +90,49 @@ def code_sha256(*entries: str | Path) -> str:
         name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
         digest.update(f"{name}\n".encode() + path.read_bytes() + b"\n")
     return digest.hexdigest()
+
+
+@cache
+def file_of_method(name: str) -> Path | None:
+    """The file in which a method is registered, None where there is no such method.
+
+    It is found in the text of the project's files and in the entry points of other packages: importing them would take
+    torch, and a file with a mistake would hide the others.
+    """
+    for path in (*ROOT.glob("ptmq/methods/*.py"), *ROOT.glob("baselines/*.py")):
+        if _class_of_method(path, name) is not None:
+            return path
+    for point in entry_points(group="ptmq.methods"):
+        if point.name == name and (spec := find_spec(point.module)) and spec.origin:
+            return Path(spec.origin).resolve()
+    return None
+
+
+def style_of_method(name: str) -> tuple[Any, ...]:
+    """The `style` that a method's class declares, empty where it declares none."""
+    path = file_of_method(name)
+    found = _class_of_method(path, name) if path else None
+    values = [part.value for part in (found.body if found else []) if _assigns(part, "style")]
+    return ast.literal_eval(values[0]) if values else ()
+
+
+def _class_of_method(path: Path, name: str) -> ast.ClassDef | None:
+    """The class with @register and that `name` in a file, None where it has none."""
+    try:
+        tree = ast.parse(path.read_text())
+    except SyntaxError:
+        return None
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or not any(ast.unparse(d) == "register" for d in node.decorator_list):
+            continue
+        if any(_assigns(part, "name") and ast.literal_eval(part.value) == name for part in node.body):
+            return node
+    return None
+
+
+def _assigns(node: ast.stmt, target: str) -> TypeGuard[ast.Assign]:
+    """True where a statement gives a value to that name."""
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == target
 
 
 @cache

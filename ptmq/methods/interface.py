@@ -9,7 +9,7 @@ import inspect
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -65,6 +65,7 @@ class Method:
     name: ClassVar[str]
     Settings: ClassVar[type] = StepSizeSettings
     per_width: ClassVar[bool] = False  # True: one calibration for every width
+    style: ClassVar[tuple[Any, ...]] = ()  # in figures: label, colour, marker, line; read as text, so a plain literal
     settings: Any
 
     def __init__(self, settings: dict[str, Any], widths: Sequence[BitWidth], groups: BitGroups | None = None):
@@ -129,7 +130,7 @@ def discover() -> dict[str, type[Method]]:
     """
     baselines = importlib.import_module("baselines")  # by its name: this room stands below
     modules = [*OWN, *(f"baselines.{module.name}" for module in pkgutil.iter_modules(baselines.__path__))]
-    loaders: dict[str, Any] = {name: lambda name=name: importlib.import_module(name) for name in modules}
+    loaders: dict[str, Any] = {name: partial(importlib.import_module, name) for name in modules}
     loaders |= {f"{point.name} ({point.value})": point.load for point in entry_points(group="ptmq.methods")}
     for name, load in loaders.items():
         try:

@@ -1,32 +1,38 @@
 """A layer of a quantized network: it holds its weight and a quantizer, and computes with what that makes of it."""
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmq.common.bits import FP
+from ptmq.quantization.quantizer import Quantizer
+from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
 
 LAYERS = (nn.Conv2d, nn.Linear)  # what can be quantized
+Layer = nn.Conv2d | nn.Linear
+Own = TypeVar("Own", bound=Quantizer)
 
 
-def convolution_of(layer: nn.Module) -> dict[str, Any] | None:
+def convolution_of(layer: Layer) -> dict[str, Any] | None:
     """How a convolution moves over its input; None of a linear layer."""
     if isinstance(layer, nn.Conv2d):
         return {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
     return None
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(nn.Module, Generic[Own]):
     """A convolution or linear layer that sees its weight (out, in, ...) through a quantizer.
 
-    quantizer: a `WeightQuantizer`, or any module of that interface: `forward(weight)`, `set_bits(bits)` · layer: its
-    parameters become this layer's own.
+    quantizer: a `WeightQuantizer`, or another that takes a weight · layer: its parameters become this layer's own.
     """
 
-    def __init__(self, layer: nn.Module, quantizer: nn.Module):
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: Layer, quantizer: Own):
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.conv = convolution_of(layer)
@@ -46,7 +52,7 @@ class QuantizedLayer(nn.Module):
         """Select the weight's width."""
         self.quantizer.set_bits(bits)
 
-    def weight_at(self, bits: int) -> Tensor:
+    def weight_at(self: "RoundedLayer", bits: int) -> Tensor:
         """The weight as the network sees it at `bits`, of its shape."""
         return self.weight if bits == FP else self.quantizer.quantized(self.weight, bits)
 
@@ -55,7 +61,10 @@ class QuantizedLayer(nn.Module):
         self.quantizer.search_step_sizes(self.weight, search)
 
 
-def frozen(layer: nn.Module) -> nn.Module:
+RoundedLayer = QuantizedLayer[RoundedWeightQuantizer]  # of post-training quantization: its weight does not change
+
+
+def frozen(layer: Layer) -> Layer:
     """A copy of a layer whose parameters do not learn, its weight laid out as convolutions run fastest."""
     copied = copy.deepcopy(layer).requires_grad_(False)
     layout = torch.channels_last if layer.weight.dim() == 4 else torch.contiguous_format  # like the features

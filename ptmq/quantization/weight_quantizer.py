@@ -7,31 +7,24 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptmq.common.bits import FP, require_width
 from ptmq.quantization.fake_quantization import dequantize, largest_code
+from ptmq.quantization.quantizer import Quantizer
 from ptmq.quantization.rounding import Relaxation
 from ptmq.quantization.step_size import SEARCHES
 
 
-class WeightQuantizer(nn.Module):
+class WeightQuantizer(Quantizer):
     """What a layer sees of its weight at the selected width.
 
     Subclasses give `quantized(weight, bits)`; through it gradients may reach the weight.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bits = FP
-
     def forward(self, weight: Tensor) -> Tensor:
         """The weight (out, in, ...) as the network sees it, of its shape."""
         return weight if self.bits == FP else self.quantized(weight, self.bits)
-
-    def set_bits(self, bits: int) -> None:
-        """Select a width; FP for the floating-point weight."""
-        self.bits = bits
 
     def quantized(self, weight: Tensor, bits: int) -> Tensor:
         """The weight at `bits`, of its shape."""
