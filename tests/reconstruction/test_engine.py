@@ -1,5 +1,7 @@
 """The one loop: what it draws, what it leaves behind however it ends, and what a mistake in a pass is told."""
 
+from collections import Counter
+
 import pytest
 import torch
 
@@ -99,6 +101,15 @@ def test_progress_is_told_every_iteration(images):
     told, passes = [], [LayerByLayer(SETTINGS, [W3A32])]
     model, _ = learned(images, passes, progress=lambda *said: told.append(said))
     assert sum(iterations for _, iterations, _ in told) == count_iterations(model, passes) == 6 * 6
+
+
+def test_every_unit_is_run_as_often_as_the_first(images):
+    """So that the cost of a calibration is linear in depth."""
+    model, runs = searched_model(images, [W3]), Counter()
+    for unit in model.units:
+        unit.register_forward_hook(lambda unit, *_: runs.update([unit.name]))
+    reconstruct(model, images, [AdaptiveRoundingPass(SETTINGS, [W3])], 0)
+    assert len(runs) == 4 and len(set(runs.values())) == 1
 
 
 def test_parts_draw_from_generators_of_their_own():

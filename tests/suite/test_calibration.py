@@ -1,156 +1,144 @@
-"""Training, calibration and evaluation as stages: determinism, and that a record says what was measured."""
+"""Training and calibration as stages: determinism, what is recorded, what is taken up after an interruption."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, needs_compiler
 
-from ptmq.cli import main
 from ptmq.common.errors import InputError
-from ptmq.common.files import load_tensors, save_tensors
-from ptmq.models.backbone import Training
-from ptmq.network.serialization import load_model
-from ptmq.suite.calibration import calibrate, open_images
-from ptmq.suite.evaluation import evaluate_fp, evaluate_model
-from ptmq.suite.profile import Run
-from ptmq.training import trainer as training
-from ptmq.training.augmentation import shifted
-
-CPU = torch.device("cpu")
-RUN = Run("p", "digits", "digits_resnet", "ptmq", "default", ("W3A3", "W5A5", "W8A8"),
-          {"low": ["W3A3"], "medium": ["W5A5"], "high": ["W8A8"]}, 0, {"steps": 4}, 64)  # fmt: skip
+from ptmq.common.files import load_tensors, sha256
+from ptmq.methods.interface import METHODS, create
+from ptmq.suite import calibration
+from ptmq.suite.calibration import calibrate, calibration_index, code_sha256, execution_of, method_of
+from ptmq.training import trainer
+from ptmq.training.floating_point import train_backbone
+from tests.toys import CPU
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("fp") / "w.safetensors"
-    assert main(["train", "--backbone", "digits_resnet", "--set", "epochs=4", "--out", str(path)]) == 0
-    return path
+def described(folder) -> dict:
+    return json.loads((folder / "model.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def folder(weights, tmp_path_factory):
-    out = tmp_path_factory.mktemp("model")
-    calibrate(RUN, weights, None, out, CPU)
-    return out
-
-
-def test_training_is_deterministic_and_learns(weights, tmp_path):
+def test_training_is_deterministic(weights, tmp_path):
     state = torch.random.get_rng_state()
     again = tmp_path / "again.safetensors"
-    main(["train", "--backbone", "digits_resnet", "--set", "epochs=4", "--out", str(again)])
-    one, two = load_tensors(weights)[0], load_tensors(again)[0]
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    train_backbone("digits_resnet", {"epochs": 3}, 0, None, again, CPU)
+    assert again.read_bytes() == weights.read_bytes()
     assert torch.equal(torch.random.get_rng_state(), state), "drew from the global generator"
-    assert evaluate_fp("digits_resnet", weights, "heldout", None, None, CPU)["fp_top1"] > 80
+    assert list(tmp_path.iterdir()) == [again], "the checkpoint of the training is removed"
 
 
-def test_the_learning_rate_warms_up_and_falls_to_zero():
-    settings = Training(lr=1.0, warmup=0.1)
-    rates = [training.learning_rate(step, 100, settings) for step in range(100)]
-    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
-    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] < 0.01
+def test_another_seed_trains_another_network(weights, tmp_path):
+    train_backbone("digits_resnet", {"epochs": 1}, 1, None, tmp_path / "w.safetensors", CPU)
+    one, two = (load_tensors(path)[0]["conv1.weight"] for path in (weights, tmp_path / "w.safetensors"))
+    assert not torch.equal(one, two)
 
 
-@pytest.mark.parametrize(("border", "padding"), [("black", {"value": -9.0}), ("edge", {"mode": "replicate"})])
-def test_shifts_move_whole_images(border, padding):
-    x = torch.arange(2 * 1 * 4 * 4.0).view(2, 1, 4, 4)
-    black = torch.tensor([-9.0]).view(1, 1, 1)
-    assert torch.equal(shifted(x, 0, border, black, torch.Generator()), x)
-    moved = shifted(x, 1, border, black, torch.Generator().manual_seed(0))
-    assert moved.shape == x.shape
-    for image, original in zip(moved, x, strict=True):
-        padded = torch.nn.functional.pad(original[None], [1] * 4, **padding)[0]
-        crops = [padded[:, d : d + 4, r : r + 4] for d in range(3) for r in range(3)]
-        assert any(torch.equal(image, crop) for crop in crops)
+def test_the_same_run_gives_the_same_model(calibrated, weights, make_run, tmp_path):
+    calibrate(make_run("ptmq", iterations=4), weights, None, tmp_path, CPU)
+    one, two = described(calibrated), described(tmp_path)
+    assert one.pop("cost").keys() == two.pop("cost").keys() and one == two
+    assert (calibrated / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.safetensors"}
 
 
-def test_the_same_run_gives_the_same_record(folder, weights, tmp_path):
-    calibrate(RUN, weights, None, tmp_path, CPU)
-    one, two = (json.loads((path / "model.json").read_text()) for path in (folder, tmp_path))
-    one.pop("cost"), two.pop("cost")
+def test_the_description_says_what_was_asked_and_with_what(calibrated, weights, make_run):
+    said, run = described(calibrated), make_run("ptmq", iterations=4)
+    assert said["run"]["method"] == "ptmq" and said["run"]["settings"] == {"iterations": 4}
+    assert said["protocol"]["iterations"] == 4 and said["protocol"]["edge_bits"] == 8
+    assert said["protocol"].keys() >= set(method_of(run).settings.__dataclass_fields__), "every setting, also defaults"
+    assert said["sha256"]["weights"] == sha256(weights) and said["code_sha256"] == code_sha256(method_of(run), run.backbone)
+    assert said["cost"]["images"] == 64 and said["cost"]["seconds"] > 0 and said["cost"]["peak_mb"] > 50
+    assert [unit["unit"] for unit in said["units"]][::7] == ["stem", "head"]
+    assert {"python", "torch", "device", "threads"} <= set(said["environment"]) and said["commit"]
+
+
+def test_calibration_images_are_drawn_by_the_seed(make_run):
+    run = make_run("nearest_mse")
+    index = calibration_index(1000, run)
+    assert len(index.unique()) == run.calibration_images == 64
+    assert torch.equal(index, calibration_index(1000, run))
+    assert not torch.equal(index, calibration_index(1000, replace(run, seed=1)))
+    more = calibration_index(1000, replace(run, calibration_images=100))
+    assert torch.equal(more[:64], index), "more images are the same and others"
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"calibration_images": 1001}, "at most the 1000 training images of 'digits'. Got 1001"),
+    ({"execution": {"compil": True}}, "execution: setting 'compil' is unknown. Did you mean 'compile'"),
+    ({"execution": {"autocast": 1}}, "execution: setting 'autocast' must be bool"),
+    ({"method": "qdrop"}, "qdrop calibrates one width at a time"),
+])  # fmt: skip
+def test_what_a_run_cannot_ask_is_said(weights, make_run, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        calibrate(replace(make_run("nearest_mse"), **changes), weights, None, tmp_path, CPU)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_execution_of_a_run_is_off_unless_it_is_asked_for(make_run):
+    plain, halved = make_run("ptmq"), replace(make_run("ptmq"), execution={"autocast": True})
+    assert not any(vars(execution_of(plain)).values()) and execution_of(halved).autocast
+
+
+def test_code_that_calibrates_is_told_apart_by_method_and_network():
+    hashes = {
+        code_sha256(create(name, {}, ["W4A4"] if METHODS[name].per_width else ["W3A3", "W4A4"]), backbone)
+        for name in ("qdrop", "nearest_mse", "multiquant")
+        for backbone in ("digits_resnet", "digits_vit")
+    }
+    assert len(hashes) == 6
+
+
+class Interrupted(Exception):
+    """Raised in the middle of a stage."""
+
+
+def test_a_calibration_continues_only_from_its_own_unfinished_state(weights, make_run, tmp_path, monkeypatch):
+    run, saves = make_run("qdrop", iterations=3), []
+    run = replace(run, widths=("W3A3",), label="W3A3")
+    calibrate(run, weights, None, tmp_path / "whole", CPU)
+    save = calibration.ResumeFile.save
+
+    def saved(resume, model, units):
+        save(resume, model, units)
+        saves.append(len(units))
+        if len(saves) == 3:
+            raise Interrupted
+
+    monkeypatch.setattr(calibration.ResumeFile, "save", saved)
+    with pytest.raises(Interrupted):
+        calibrate(run, weights, None, tmp_path / "parts", CPU)
+    (unfinished,) = (tmp_path / "parts").glob("unfinished-*")
+    content = unfinished.read_bytes()
+    other = replace(run, settings={"iterations": 2})
+    calibrate(other, weights, None, tmp_path / "parts", CPU)
+    assert saves[3:5] == [1, 2], "another run begins anew"
+    assert not list((tmp_path / "parts").glob("unfinished-*")), "and clears up"
+    unfinished.write_bytes(content)
+    del saves[3:]
+    calibrate(run, weights, None, tmp_path / "parts", CPU)
+    assert saves[3] == 4, "the same run continues"
+    one, two = ((tmp_path / part / "model.safetensors").read_bytes() for part in ("whole", "parts"))
     assert one == two
-    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
-    assert not list(tmp_path.glob("unfinished*"))
 
 
-def test_the_record_says_what_was_measured(folder):
-    record = evaluate_model(folder, "test", None, None, CPU)
-    model, _ = load_model(folder)
-    images, _ = open_images("digits_resnet", "test", None)
-    x, y = images.batch(torch.arange(len(images)))
-    with torch.no_grad():
-        fp = model(x).log_softmax(1)
-        for line in record["results"]:
-            model.set_bits(line["w_bits"], line["a_bits"])
-            log_p = model(x).log_softmax(1)
-            assert line["correct"] == int((log_p.argmax(1) == y).sum()) and line["images"] == 597
-            assert line["top1"] == pytest.approx(100 * line["correct"] / 597, abs=1e-3)
-            assert line["kl"] == pytest.approx(float((fp.exp() * (fp - log_p)).sum(1).mean()), abs=1e-4)
-    assert record["fp_top1"] == pytest.approx(100 * float((fp.argmax(1) == y).float().mean()), abs=1e-3)
-    assert [line["width"] for line in record["results"]] == ["W3A3", "W5A5", "W8A8"]
-    assert record["protocol"]["steps"] == 4 and record["protocol"]["edge_bits"] == 8
-    assert {"weights", "data", "model"} <= set(record["sha256"]) and record["cost"]["peak_mb"] > 50
+def test_a_training_with_labels_continues_to_the_identical_result(weights, make_run, tmp_path, monkeypatch):
+    run = make_run("robustquant", epochs=2)
+    calibrate(run, weights, None, tmp_path / "whole", CPU)
+    save, lengths = trainer.State.save, []
 
+    def saved(state):
+        save(state)
+        lengths.append(len(state.curve))
+        if lengths == [1]:
+            raise Interrupted
 
-def test_changed_code_does_not_take_up_an_unfinished_run():
-    from ptmq.methods.interface import METHODS, discover
-    from ptmq.suite import run_record as record
-
-    discover()
-    assert record.code_hash(METHODS["ptmq"]) != record.code_hash(METHODS["qdrop"])
-
-
-def test_more_calibration_images_than_there_are_is_said(weights, tmp_path):
-    from dataclasses import replace
-
-    with pytest.raises(
-        InputError, match="calibration_images must be at most the 1000 training images of 'digits'. Got 1001"
-    ):
-        calibrate(replace(RUN, calibration_images=1001), weights, None, tmp_path, CPU)
-
-
-def test_weights_of_another_backbone_are_said(weights, tmp_path, capsys):
-    assert main(["evaluate", "--weights", str(weights), "--backbone", "digits_vit", "--out", str(tmp_path / "r")]) == 2
-    assert "They belong to another architecture" in capsys.readouterr().err
-
-
-def test_a_person_can_calibrate_by_hand(weights, tmp_path, capsys):
-    out = tmp_path / "model"
-    assert main(["quantize", "--profile", str(ROOT / "workflow/config/digits.yaml"), "--backbone", "digits_resnet",
-                 "--method", "ptmq", "--set", "steps=2", "--set", "mfm=1", "--weights", str(weights), "--out", str(out)]) == 0  # fmt: skip
-    assert main(["evaluate", "--model", str(out), "--split", "heldout", "--out", str(tmp_path / "r.json")]) == 0
-    assert "of 200 heldout images" in capsys.readouterr().out
-    assert json.loads((tmp_path / "r.json").read_text())["protocol"]["mfm"] == "1"
-
-
-@needs_compiler
-def test_the_benchmark_compares_steps_with_plain_passes(tmp_path, capsys):
-    out = tmp_path / "record.json"
-    assert main(["bench", "--case", "resnet20-stage3", "--repeats", "2", "--out", str(out)]) == 0
-    measured = json.loads(out.read_text())
-    assert set(measured["ratio"]) == {"qdrop", "ptmq", "qdrop_compiled", "ptmq_compiled"}
-    assert all(ratio > 0 for ratio in measured["ratio"].values())
-    assert sum(measured["operators"].values()) == pytest.approx(1)
-    assert "ratio" in capsys.readouterr().out
-
-
-def test_a_switch_is_measured_with_and_without_preparation(tmp_path):
-    out = tmp_path / "record.json"
-    assert main(["bench", "--case", "switching", "--out", str(out)]) == 0
-    measured = json.loads(out.read_text())
-    assert 0 < measured["prepared_ms"] < measured["unprepared_ms"] and measured["prepared_mib"] > measured["fp_mib"]
-
-
-def test_every_block_kind_of_the_benchmark_has_its_jobs():
-    from ptmq.suite.bench import BLOCKS
-
-    rules = (ROOT / "workflow/rules/bench.smk").read_text()
-    assert all(f'"{case}",' in rules for case in BLOCKS)
-
-
-def test_tensors_round_trip_with_their_info(tmp_path):
-    save_tensors(tmp_path / "t", {"a": torch.arange(6).view(2, 3).T}, {"b": [1]})
-    tensors, info = load_tensors(tmp_path / "t")
-    assert torch.equal(tensors["a"], torch.arange(6).view(2, 3).T) and info == {"b": [1]}
+    monkeypatch.setattr(trainer.State, "save", saved)
+    with pytest.raises(Interrupted):
+        calibrate(run, weights, None, tmp_path / "parts", CPU)
+    assert list((tmp_path / "parts").glob("unfinished*.pt"))
+    calibrate(run, weights, None, tmp_path / "parts", CPU)
+    assert lengths == [1, 2]
+    one, two = ((tmp_path / part / "model.safetensors").read_bytes() for part in ("whole", "parts"))
+    assert one == two
