@@ -2,26 +2,18 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
+import intervals
 import numpy as np
+import paired
 import pandas as pd
 import pytest
+import verdict
 from safetensors.numpy import save_file
 from scipy.stats import norm
 
-SCRIPTS = Path(__file__).parents[2] / "workflow" / "scripts"
 IMAGES, SEEDS, DRAWS = 10_000, 3, 1000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def scripts():
-    """The workflow's scripts find each other as neighbours."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield
-    sys.path.remove(str(SCRIPTS))
-
 
 # Shares of the variance of what makes an image hard: for every network, for one method, for one seed; the rest is of one
 # run alone. Fitted to ResNet-20 on CIFAR-10 at W3A3 (docs/statistics.md).
@@ -46,8 +38,6 @@ def runs(rng: np.random.Generator, truth: tuple[float, ...], spread: float) -> n
 
 def with_and_without_images(correct: np.ndarray):
     """The estimates of the first method minus the second: image by image, and from the accuracies alone."""
-    import intervals
-
     one, other = correct.astype(np.float32)
     top1 = 100 * correct.mean((1, 2))
     apart = intervals.Source(sum(p * (100 - p) for p in top1) / IMAGES)
@@ -56,9 +46,6 @@ def with_and_without_images(correct: np.ndarray):
 
 def test_simulated_verdicts_are_right_and_images_decide_more_of_them():
     """The paper's own deficit at W3A3 is the bound, as in the claim; the truth lies up to two points beside it."""
-    import intervals
-    import verdict
-
     rng = np.random.default_rng(0)
     least = -0.76
     wrong, decided = np.zeros(2), np.zeros(2)
@@ -78,9 +65,6 @@ def test_simulated_verdicts_are_right_and_images_decide_more_of_them():
 @pytest.mark.parametrize("beside", [0.01, -0.01])
 def test_at_the_bound_itself_a_simulated_verdict_is_rarely_wrong(beside, spread):
     """Where the truth is hardest to tell from the bound, noise alone decides: in five of a hundred draws at most."""
-    import intervals
-    import verdict
-
     rng = np.random.default_rng(1)
     wrong = 0
     for _ in range(DRAWS // 2):
@@ -91,8 +75,6 @@ def test_at_the_bound_itself_a_simulated_verdict_is_rarely_wrong(beside, spread)
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.5])
 def test_the_interval_covers_the_truth(spread):
-    import intervals
-
     rng = np.random.default_rng(2)
     covered = 0
     for _ in range(DRAWS // 2):
@@ -105,8 +87,6 @@ def test_the_interval_covers_the_truth(spread):
 
 def gains(rng: np.random.Generator, truth: np.ndarray) -> dict:
     """Simulated gains at some widths, with noise of images that the seeds share, and of the seeds."""
-    import intervals
-
     values = truth + 0.2 * rng.standard_normal(len(truth)) + 0.1 * rng.standard_normal((SEEDS, len(truth)))
     return {str(w): intervals.estimate(list(values[:, w]), intervals.Source(0.2**2)) for w in range(len(truth))}
 
@@ -114,8 +94,6 @@ def gains(rng: np.random.Generator, truth: np.ndarray) -> dict:
 @pytest.mark.parametrize("truth", [[0.0] * 6, [0.0, 0.5, 0.5, 1.0, 1.0, 2.0], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]])
 def test_the_lowest_of_several_widths_is_not_lowest_by_chance(truth):
     """Neither end of the interval of the minimum is beyond the true one in more than 2.5 % of the draws."""
-    import intervals
-
     rng = np.random.default_rng(3)
     found = [intervals.lowest(gains(rng, np.array(truth)))[1] for _ in range(DRAWS)]
     noise = 2 * math.sqrt(0.025 * 0.975 / DRAWS)
@@ -125,8 +103,6 @@ def test_the_lowest_of_several_widths_is_not_lowest_by_chance(truth):
 
 def test_choosing_the_lowest_without_a_correction_would_be_wrong_more_often():
     """The test above can fail: as one width among six that are equal, the lowest mean lies too low."""
-    import intervals
-
     rng = np.random.default_rng(3)
     wrong = 0
     for _ in range(DRAWS):
@@ -137,8 +113,6 @@ def test_choosing_the_lowest_without_a_correction_would_be_wrong_more_often():
 
 
 def test_an_interval_of_seeds_alone_is_students():
-    import intervals
-
     found = intervals.estimate([1.0, 2.0, 3.0])
     assert (found.mean, found.sd, found.n) == (2, 1, 3)
     assert found.half() == pytest.approx(4.302653 / math.sqrt(3))  # t(0.975, 2 degrees of freedom)
@@ -146,15 +120,11 @@ def test_an_interval_of_seeds_alone_is_students():
 
 
 def test_one_seed_has_no_interval():
-    import intervals
-
     for found in (intervals.estimate([1.0]), intervals.of_images(np.ones((1, 50)))):
         assert found.half() == math.inf and str(found) == "1.00"
 
 
 def test_sources_add_up():
-    import intervals
-
     both = intervals.estimate([1.0, 2.0, 3.0], intervals.Source(4.0)).half()
     seeds, images = 4.302653 / math.sqrt(3), 1.959964 * 2
     assert both == pytest.approx(math.hypot(seeds, images), rel=1e-5)
@@ -162,8 +132,6 @@ def test_sources_add_up():
 
 def test_the_two_parts_of_the_noise_of_images_are_its_variances():
     """What the seeds share is the mean covariance of two of them, worked out here pair by pair."""
-    import intervals
-
     x = np.random.default_rng(4).standard_normal((3, 200)) + np.random.default_rng(5).standard_normal(200)
     seeds, images = intervals.of_images(x).sources
     covariance = np.cov(x)
@@ -173,16 +141,12 @@ def test_the_two_parts_of_the_noise_of_images_are_its_variances():
 
 
 def test_seeds_that_agree_on_every_image_leave_the_noise_of_the_images():
-    import intervals
-
     once = np.random.default_rng(6).standard_normal(500)
     found = intervals.of_images(np.stack([once, once, once]))
     assert found.half() == pytest.approx(1.959964 * once.std(ddof=1) / math.sqrt(500), rel=1e-4)
 
 
 def test_a_ratio_has_an_interval_around_the_geometric_means():
-    import intervals
-
     value, low, high = intervals.ratio([20.0, 22.0, 24.0], [2.0, 2.0, 2.0])
     assert value == pytest.approx((20 * 22 * 24) ** (1 / 3) / 2) and low < value < high
     assert value / low == pytest.approx(high / value)
@@ -191,8 +155,6 @@ def test_a_ratio_has_an_interval_around_the_geometric_means():
 
 def test_one_published_run_has_the_spread_of_ours():
     """The published number is one run on the same images: in 95 % of draws it lies within the interval of ours."""
-    import intervals
-
     rng = np.random.default_rng(7)
     inside = 0
     for _ in range(DRAWS):
@@ -225,14 +187,10 @@ def simulated() -> np.ndarray:
 
 def difference(rows: pd.DataFrame, folder: Path):
     """PTMQ minus QDrop at W3A3."""
-    import paired
-
     return paired.Runs(rows, "resnet20", folder).difference(("ptmq", "W3A3"), ("qdrop", "W3A3"))
 
 
 def test_runs_are_compared_image_by_image_where_that_was_kept(simulated, tmp_path):
-    import intervals
-
     found = difference(table(tmp_path, simulated, ("ptmq", "qdrop")), tmp_path)
     one, other = simulated.astype(float)
     assert found == intervals.of_images(100 * (one - other)) and found.paired
@@ -263,8 +221,6 @@ def test_other_images_are_not_paired(simulated, tmp_path):
 
 
 def test_a_run_that_was_measured_two_ways_has_the_bits_of_both(simulated, tmp_path):
-    import paired
-
     rows = table(tmp_path, simulated, ("ptmq", "qdrop"))
     name = "ptmq-0.correct.safetensors"
     bits = {"W3A3": np.packbits(simulated[0, 0]), "W3A3+truncated": np.packbits(simulated[1, 0])}
@@ -280,9 +236,6 @@ def test_a_run_that_was_measured_two_ways_has_the_bits_of_both(simulated, tmp_pa
 # ---------------------------------------------------------------- the rules
 def test_more_noise_never_makes_a_verdict_better():
     """A wider interval turns nothing into `holds`, and `inconclusive` into nothing else."""
-    import intervals
-    import verdict
-
     rng = np.random.default_rng(9)
     for _ in range(5000):
         low, value, high = np.sort(rng.normal(0, 2, 3))
@@ -295,8 +248,5 @@ def test_more_noise_never_makes_a_verdict_better():
 
 
 def test_an_unknown_interval_decides_nothing():
-    import intervals
-    import verdict
-
     assert verdict.judge(intervals.Interval(5.0, -math.inf, math.inf), 0) == "inconclusive"
     assert verdict.judge(intervals.around(intervals.estimate([5.0])), 0) == "inconclusive"
