@@ -233,3 +233,13 @@ def test_a_row_is_chosen_by_any_of_several_patterns(published):
     checked(both.format(path), published)
     rows = tables((published / "page.md").read_text())[2:]
     assert rows == [["qdrop"], ["ptmq"]] * 2
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_run_counts_once_in_the_hours(profile):
+    records = [json.loads(path.read_text()) for path in (PUBLISHED / profile / "records").rglob("*.json")]
+    seconds = sum(
+        record["environment"]["threads"] * (record["cost"]["seconds"] + record["cost"]["evaluation_seconds"])
+        for record in records
+    )
+    assert float(pages.hours(pages.Published(PUBLISHED), profile)) == pytest.approx(seconds / 3600, abs=0.51)

@@ -124,7 +124,8 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A table in Markdown, numbers to the right."""
     numeric = [all(re.match(r"[*]*[-+]?\d|$", row[at]) for row in body) for at in range(len(header))]
     rule = ["---:" if right else "---" for right in numeric]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *body])
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, rule, *body]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
 
 
 # ---------------------------------------------------------------- numbers in a sentence
@@ -184,11 +185,6 @@ def times(
     return rounded(above / below, digits)
 
 
-def count(published: Published, path: str, **where: str) -> str:
-    """How many rows of a table fit."""
-    return str(len(published.rows(path, where)))
-
-
 def record(published: Published, profile: str, backbone: str, method: str, path: str, digits: str = "0") -> str:
     """A number of the records, by the names that lead to it such as cost.seconds; the mean over the seeds."""
     found = published.records(profile, backbone, method)
@@ -199,7 +195,9 @@ def record(published: Published, profile: str, backbone: str, method: str, path:
 
 def hours(published: Published, profile: str) -> str:
     """Hours of one core that all runs of a profile took, one after the other."""
-    runs = published.runs(profile).drop_duplicates(["backbone", "method", "label", "seed", "seconds"])
+    runs = published.runs(profile)
+    runs = runs.assign(variant=runs.variant.str.partition("+")[0])  # one run may have been measured in several ways
+    runs = runs.drop_duplicates(["backbone", "method", "variant", "label", "seed"])
     return f"{(runs.threads * (runs.seconds + runs.evaluation_seconds)).sum() / 3600:.0f}"
 
 
@@ -216,8 +214,8 @@ def table(published: Published, path: str, *names: str, **where: str) -> str:
 
 def pivot(published: Published, path: str, shown: str, down: str, across: str, **where: str) -> str:
     """One column of a table, by the values of two others."""
-    rows = published.rows(path, where)
-    heads, sides = (list(dict.fromkeys(rows[one_of("column", name, rows.columns)])) for name in (across, down))
+    rows = published.rows(path, where)[columns(published.table(path), [shown, down, across])]
+    heads, sides = list(dict.fromkeys(rows[across])), list(dict.fromkeys(rows[down]))
     cells = {(row[down], row[across]): row[shown] for row in rows.to_dict("records")}
     return markdown([down, *heads], [[side, *(cells.get((side, head), "") for head in heads)] for side in sides])
 
@@ -267,17 +265,17 @@ def errors(published: Published, profile: str, backbone: str, width: str, *pairs
 
     def mean(variant: str) -> pd.Series:
         return pd.DataFrame([
-            {unit["unit"]: unit["error_after"][width] for unit in found["units"]}
+            {unit["unit"]: unit["error_after"][one_of("width", width, unit["error_after"])] for unit in found["units"]}
             for found in published.records(profile, backbone, f"ptmq/{variant}")
         ]).mean()  # fmt: skip
 
     ratios = [mean(above) / mean(below) for above, below in pairs]
-    body = [[f"{above} / {below}", *(f"{ratio[unit]:.2f}" for unit in units)]
+    body = [[f"{above} / {below}", *(f"{ratio[one_of('unit', unit, ratio.index)]:.2f}" for unit in units)]
             for (above, below), ratio in zip(pairs, ratios, strict=True)]  # fmt: skip
     return markdown([f"error at {width}", *units], body)
 
 
-NUMBERS = {each.__name__: each for each in (top1, difference, lead, undecided, cell, span, times, count, record, hours)}
+NUMBERS = {each.__name__: each for each in (top1, difference, lead, undecided, cell, span, times, record, hours)}
 TABLES = {each.__name__: each for each in (table, pivot, headline, claims, errors)}
 
 
