@@ -22,11 +22,12 @@ def script(name: str, *arguments) -> None:
 
 
 def record(
-    folder: Path, method: str, seed: int, top1: float, code: str | None = "aa", backbone: str = "toy", **cost
-) -> str:
+    folder: Path, method: str, seed: int, top1: float, code: str | None = "aa", backbone: str = "toy",
+    label: str = "multi", **cost,
+) -> str:  # fmt: skip
     """Write a record as the evaluation stage does; its name with widths, as the rules give them."""
-    label = "W32A32" if method == "fp32" else "multi"
-    widths = [label] if method == "fp32" else ["W3A3", "W8A8"]
+    label = "W32A32" if method == "fp32" else label
+    widths = ["W3A3", "W8A8"] if label == "multi" else [label]
     name = f"{backbone}/{method}/default/{label}/seed{seed}"
     bits = [tuple(map(int, width[1:].split("A"))) for width in widths]
     body = {
@@ -143,6 +144,20 @@ def test_accuracy_has_the_widths_and_cost_what_was_given(tables):
     assert cost.loc["ptmq", ["images", "s a calibration", "s for all widths", "load"]].tolist() == [
         "64", "11 ± 1", "11", "1.0 to 2.0"]  # fmt: skip
     assert cost.loc["nearest_mse", "load"] == ""
+
+
+def test_cost_counts_what_all_widths_need(tmp_path):
+    """A method that calibrates for one width needs one for each of the groups, whether it was run there or not."""
+    names = [record(tmp_path, "ptmq", 0, 80.0), record(tmp_path, "adaround", 0, 80.0, label="W3A3", seconds=4.0)]
+    names += [record(tmp_path, "qdrop", 0, 80.0, label=width, seconds=seconds)
+              for width, seconds in (("W3A3", 10.0), ("W8A8", 14.0), ("W3A32", 70.0))]  # fmt: skip
+    collected(tmp_path, *names)
+    script("tables", "--runs", tmp_path / "runs.csv", "--out", tmp_path / "tables")
+    cost = pd.read_csv(tmp_path / "tables/cost.csv", dtype=str, keep_default_na=False).set_index("method")
+    columns = ["calibrations", "s a calibration", "s for all widths", "peak MiB"]
+    assert cost.loc["ptmq", columns].tolist() == ["1", "10", "10", "3"]
+    assert cost.loc["qdrop", columns].tolist() == ["2", "12 ± 3", "24", "3"]
+    assert cost.loc["adaround", columns].tolist() == ["2", "4", "8", "3"]
 
 
 def test_markdown_has_a_row_a_line_and_no_padding(tables):
