@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ptmq.common.errors import InputError, one_of, require
-from ptmq.models.backbone import CNN_GROUPS, backbones
+from ptmq.models.backbone import CNN_GROUPS, find_backbone
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -180,7 +180,7 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
     """The runs that a profile asks for of one method on one backbone: variants x seeds (x widths)."""
     where = f"profile {profile['profile']}"
     body = profile["backbones"][one_of(f"{where}: backbone", backbone, profile["backbones"])] or {}
-    entry = backbones().get(backbone)  # what the registry says of it counts where the profile says nothing
+    entry = find_backbone(backbone)  # what the registry says of it counts where the profile says nothing
     standard = entry.settings.get(method, {}) if entry else {}
     standard_groups = entry.groups if entry else CNN_GROUPS
     chosen = profile["methods"][one_of(f"{where}: method", method, profile["methods"])] or {}

@@ -23,7 +23,7 @@ os.environ.update(
 )
 from ptmq.common.errors import InputError
 from ptmq.common.provenance import code_sha256, file_of_method
-from ptmq.models.zoo import BACKBONES
+from ptmq.models.backbone import find_backbone
 from ptmq.suite.profile import FP32, all_runs, validate
 
 try:
@@ -68,12 +68,12 @@ FP_RUNS = {f"{backbone}/{FP32}/default/W32A32/seed0" for backbone in PROFILE["ba
 NAMES = sorted(FP_RUNS) + sorted(RUNS)
 if FROM_RECORDS and not any(os.path.exists(f"{OUT}/records/{name}.json") for name in NAMES):
     raise WorkflowError(f"from_records is true, but {OUT}/records has no record of a run of the profile. Leave it out.")
-TRAINED = [b for b in PROFILE["backbones"] if b in BACKBONES and BACKBONES[b].training]
+TRAINED = [b for b in PROFILE["backbones"] if (entry := find_backbone(b)) and entry.training]
 RUN = "{backbone}/{method}/{variant}/{label}/seed{seed}"
 
 
 wildcard_constraints:
-    backbone="[^/]+",
+    backbone="(timm/|torchvision/)?[^/]+",
     method="[^/]+",
     variant="[^/]+",
     label="[^/]+",
@@ -112,7 +112,7 @@ def code_of(stage):
 
     def of_job(wildcards):
         method = getattr(wildcards, "method", None)
-        entry = BACKBONES.get(getattr(wildcards, "backbone", None))
+        entry = find_backbone(getattr(wildcards, "backbone", ""))
         file = file_of_method(method) if method else None
         return code_sha256(stage, *[file] if file else [], *[entry.build.split(":")[0]] if entry else [])
 
@@ -167,7 +167,7 @@ def check_rules():
 
 def registry_entry(wildcards):
     """The backbone's registry entry, so that a change of it is noticed."""
-    return repr(BACKBONES.get(wildcards.backbone))
+    return repr(find_backbone(wildcards.backbone))
 
 
 def spec(wildcards):
