@@ -38,6 +38,13 @@ def get_dataset(name: str) -> DatasetSource:
     return DATASETS[one_of("dataset", name, [*DATASETS, f"{PREFIX}PATH"])]
 
 
+def dataset_named(text: str) -> str:
+    """The name of a dataset that is given by its name, or by a folder of images: folder:PATH, whole."""
+    if text.startswith(PREFIX) or (Path(text).is_dir() and text not in DATASETS):
+        return f"{PREFIX}{Path(text.removeprefix(PREFIX)).expanduser().resolve()}"
+    return text
+
+
 def data_folder(configured: str | None) -> Path:
     """The data folder: as configured, else PTMQ_DATA_DIR, else ./data."""
     return Path(configured or os.environ.get("PTMQ_DATA_DIR") or "data").expanduser()

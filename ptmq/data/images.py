@@ -58,6 +58,17 @@ class ImagesInMemory(Images):
         return self.images[index]
 
 
+class PreparedImages(Images):
+    """Images (count, ...) that are as the network wants them already, without labels."""
+
+    def __init__(self, images: Tensor):
+        super().__init__(torch.full((len(images),), -1), (0.0,), (1.0,))
+        self.images = images
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+
 @dataclass(frozen=True)
 class DatasetSource:
     """One dataset.

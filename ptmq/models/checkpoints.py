@@ -1,6 +1,5 @@
 """Floating-point weights: fetched by hash or trained here, kept as safetensors under the network's own names."""
 
-import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmq.common.errors import InputError
-from ptmq.common.files import load_tensors, save_tensors, sha256
+from ptmq.common.files import load_tensors, save_tensors, sha256, tensors_sha256
 from ptmq.models.backbone import Checkpoint, get_backbone, named
 from ptmq.models.packages import unpack
 
@@ -79,15 +78,6 @@ def read_checkpoint(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
                 break
         renamed[key] = value
     return renamed
-
-
-def tensors_sha256(state: dict[str, Tensor]) -> str:
-    """A hash of names, shapes and values, whatever file they come from."""
-    digest = hashlib.sha256()
-    for key, value in sorted(state.items()):
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], where: str) -> nn.Module:

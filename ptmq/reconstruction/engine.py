@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ptmq.common.bits import FULL_PRECISION
 from ptmq.common.errors import InputError
-from ptmq.common.files import load_tensors, save_tensors
+from ptmq.common.files import load_tensors, save_tensors, tensors_sha256
+from ptmq.common.provenance import fingerprint
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.network.place import HEAD, STEM
 from ptmq.quantization.activation_quantizer import Drop
@@ -51,28 +52,59 @@ def silent(unit: str, iterations: int, loss: float) -> None:
 
 @dataclass
 class ResumeFile:
-    """The file that a reconstruction writes after every unit and continues from, and the seconds spent so far."""
+    """The file that a reconstruction writes after every unit and continues from, and the seconds spent so far.
 
-    path: Path
+    It knows what it is of, by `identity_of`: another calibration does not continue from it. Without a path nothing is
+    written.
+    """
+
+    path: Path | None
     earlier: float = 0.0  # seconds of the runs before this one
     started: float = field(default_factory=time.perf_counter)
 
-    def load(self, model: MultiBitModel) -> list[dict[str, Any]]:
-        """Bring the model to where the file left it; returns the records of the units that are done."""
-        if not self.path.exists():
+    def load(self, model: MultiBitModel, identity: dict[str, str]) -> list[dict[str, Any]]:
+        """Bring the model to where the file left it; returns the records of the units that are done.
+
+        Raises InputError where the file is of another calibration.
+        """
+        if self.path is None or not self.path.exists():
             return []
         state, info = load_tensors(self.path)
+        known = info.get("identity", {})
+        others = [what for what, value in identity.items() if known.get(what) != value]
+        if others:
+            raise InputError(
+                f"file {str(self.path)!r} is of another calibration, of other {', '.join(others)}. Delete it, or give "
+                "another one."
+            )
         model.load_state_dict(state)
         self.earlier = info["seconds"]
         return info["units"]
 
-    def save(self, model: MultiBitModel, units: list[dict[str, Any]]) -> None:
+    def save(self, model: MultiBitModel, units: list[dict[str, Any]], identity: dict[str, str]) -> None:
         """Write the model's state and the records of the units that are done, atomically."""
-        save_tensors(self.path, model.state_dict(), {"units": units, "seconds": self.seconds()})
+        if self.path is None:
+            return
+        info = {"identity": identity, "units": units, "seconds": self.seconds()}
+        save_tensors(self.path, model.state_dict(), info)
 
     def seconds(self) -> float:
         """Seconds since the start, those before an interruption included."""
         return self.earlier + time.perf_counter() - self.started
+
+
+def identity_of(
+    model: MultiBitModel, images: Tensor, passes: Sequence[Pass], seed: int, execution: Execution
+) -> dict[str, str]:
+    """What a reconstruction depends on, in short hashes: the FP network, the images, the seed, the settings."""
+    weights = {name: value for name, value in model.named_parameters() if name.endswith((".weight", ".bias"))}
+    settings = [[type(hooks).__name__, asdict(hooks.settings), list(map(str, hooks.widths))] for hooks in passes]
+    return {
+        "network": tensors_sha256(weights),
+        "images": tensors_sha256({"images": images}),
+        "seed": str(seed),
+        "settings": fingerprint([settings, execution.autocast]),
+    }
 
 
 @dataclass
@@ -242,7 +274,8 @@ def reconstruct(
     """
     images = images.cpu() if execution.features_in_main_memory else images
     images = images.contiguous(memory_format=memory_format(images))
-    done = resume.load(model) if resume else []
+    identity = identity_of(model, images, passes, seed, execution) if resume and resume.path else {}
+    done = resume.load(model, identity) if resume else []
     records: list[dict[str, Any]] = []
     for hooks in passes:
         fp, quantized = images, dict.fromkeys(hooks.widths, images)
@@ -267,7 +300,7 @@ def reconstruct(
                 entry |= {"error_before": before, "error_after": reconstruction_error(part, features)}
                 records.append(entry)
                 if resume:
-                    resume.save(model, records)
+                    resume.save(model, records, identity)
             propagate_all(unit, quantized)
             fp = whole.target
     return records
