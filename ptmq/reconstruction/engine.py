@@ -23,7 +23,6 @@ from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors, save_tensors, tensors_sha256
 from ptmq.common.provenance import fingerprint
 from ptmq.network.model import MultiBitModel, Unit
-from ptmq.network.place import HEAD, STEM
 from ptmq.quantization.activation_quantizer import Drop
 from ptmq.quantization.rounding import Relaxation
 from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
@@ -36,7 +35,7 @@ from ptmq.reconstruction.features import (
     reconstruction_error,
     take,
 )
-from ptmq.reconstruction.losses import distance
+from ptmq.reconstruction.losses import channel_axis, distance
 from ptmq.reconstruction.passes import Pass
 from ptmq.reconstruction.settings import Execution
 
@@ -150,6 +149,7 @@ class Learner:
                 self.relaxed.append(layer.quantizer)
                 self.relaxations.append(relaxation)
         for quantizer in unit.quantizers:
+            quantizer.requires_grad_(True)
             quantizer.drop = Drop(self.settings.keep, random.device, execution.compile)
         roundings = [p for relaxation in self.relaxations for p in relaxation.parameters()]
         steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]
@@ -203,6 +203,7 @@ class Learner:
             if weights.relaxation is not None:
                 weights.harden()
         for quantizer in self.unit.quantizers:
+            quantizer.requires_grad_(False)
             quantizer.drop = None
 
     def _batch(self, x: Tensor, index: Tensor) -> Tensor:
@@ -211,13 +212,18 @@ class Learner:
 
     def _loss(self, index: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         """The pass's loss; its plain error for stem and head, whatever the method."""
-        target = self._batch(self.features.target, index)
+        target = self._with_channels(self._batch(self.features.target, index))
+        outputs = [self._with_channels(output) for output in outputs]
         if self.importance is not None:
-            weights = self._batch(self.importance, index)
+            weights = self._with_channels(self._batch(self.importance, index))
             return reduce(torch.add, (distance(output, target, importance=weights) for output in outputs))
-        if self.unit.name in (STEM, HEAD):
+        if self.unit.is_edge:
             return self.hooks.error(target, outputs)
         return self.hooks.loss(target, outputs)
+
+    def _with_channels(self, x: Tensor) -> Tensor:
+        """A feature of the unit with its channels where losses look for them: (n, h, w, c) -> (n, c, h, w)."""
+        return x.movedim(self.unit.channel_axis, channel_axis(x))
 
     def _cosine(self, iteration: int) -> float:
         """Factor on a learning rate, from 1 to 0."""
