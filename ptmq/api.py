@@ -96,6 +96,13 @@ def calibrate(
             {"strict": strict, "keep_fp": keep_fp, "rules": rules or {}},
         )
         model, _ = fit(made, task, name)
+    if not isinstance(model, MultiBitModel):
+        raise InputError(
+            f"{method} makes a model that re-estimates BatchNorm on training images at every switch. Run it in the "
+            "workflow; or take a method whose models switch by themselves, such as ptmq."
+        )
+    used = {"method": method, "settings": asdict(made.settings), "seed": seed, "images": len(task.index)}
+    model.description = {**described(model, name), "calibration": used}
     if task.resume.path:
         task.resume.path.unlink(missing_ok=True)
     return model
@@ -137,7 +144,7 @@ def convert(
 
 def save(model: Switchable, folder: Path | str) -> None:
     """Write a model that `calibrate` or `convert` made to `folder`: model.safetensors and model.json, no pickle."""
-    if not model.description:
+    if model.description is None:
         raise InputError("this model was not made by ptmq.calibrate or ptmq.convert, so it cannot be saved.")
     serialization.save_model(Path(folder), model, model.description, {})
 
@@ -167,7 +174,7 @@ def fit(method: Method, task: Task, name: str, backbone: str | None = None) -> t
 
 def save_model(folder: Path, model: Switchable, backbone: str | None, method: Method, info: dict[str, Any]) -> None:
     """Write a model that `method` calibrated; `info` is kept in model.json beside what loading needs."""
-    name = model.description.get("network", "")
+    name = model.description["network"] if model.description else ""
     serialization.save_model(folder, model, described(model, name, backbone, method), info)
 
 
@@ -190,10 +197,7 @@ def described(
     model: Switchable, name: str, backbone: str | None = None, method: Method | None = None
 ) -> dict[str, Any]:
     """What building the model anew needs: its network's name, and how it is converted, or by which method."""
-    shape = asdict(model.spec) | {
-        "widths": [str(width) for width in model.widths],
-        "example": list(model.example_shape),
-    }
+    shape = asdict(model.spec) | {"widths": [str(width) for width in model.widths], "image_shape": model.image_shape}
     if method is not None and not isinstance(model, MultiBitModel):  # a kind of its own
         shape |= {"method": method.name, "settings": asdict(method.settings)}
     return {"backbone": backbone, "network": name, **shape}
@@ -202,7 +206,7 @@ def described(
 def _build(shape: Mapping[str, Any], given: Network | None, folder: Path | str) -> Switchable:
     """The model that model.json describes, with nothing calibrated."""
     network = _network(shape["backbone"], shape["network"], given, folder)
-    widths, example = read_widths(shape["widths"]), torch.zeros(2, *shape["example"])
+    widths, example = read_widths(shape["widths"]), torch.randn(2, *shape["image_shape"])
     conversion = {"keep_fp": shape["keep_fp"], "strict": shape["strict"]}
     conversion["rules"] = {name: Rule(**rule) for name, rule in shape["rules"].items()}
     if "method" in shape:
@@ -272,7 +276,7 @@ def gathered(images: Tensor | Iterable[Any], count: int) -> Tensor:
         raise InputError(f"images must be of one shape. Got {', '.join(map(str, sorted(shapes)))}.")
     if not sum(map(len, found)):
         raise InputError("images are empty. Give at least one; some hundreds are usual.")
-    return torch.cat(found)[:count].clone()
+    return torch.cat(found)[:count]  # a copy
 
 
 def _pixels(batch: Any) -> Tensor:

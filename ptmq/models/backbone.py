@@ -106,7 +106,7 @@ class Backbone:
 
     build: str  # "module:function"
     dataset: str
-    blocks: tuple[str, ...]  # names of the reconstruction blocks, with wildcards; without any they are found
+    blocks: tuple[str, ...] | None  # names of the reconstruction blocks, with wildcards; None: they are found
     mean: tuple[float, ...]  # per channel, of images scaled to 0..1
     std: tuple[float, ...]
     options: dict[str, Any] = field(default_factory=dict)  # arguments of `build`
@@ -154,7 +154,7 @@ def find_backbone(name: str) -> Backbone | None:
         return Backbone(
             f"{module}_model",
             "imagenet",
-            blocks=(),
+            blocks=None,
             mean=(),
             std=(),
             options={"name": network},

@@ -38,11 +38,9 @@ def _hash_in(url: str) -> str:
 
 # ---------------------------------------------------------------- timm
 def timm_model(name: str, **options: Any) -> "nn.Module":
-    """timm's network `name` with random weights; attention as separate products, not as one fused kernel."""
+    """timm's network `name` with random weights."""
     import timm
-    from timm.layers import set_fused_attn
 
-    set_fused_attn(False)  # the fused kernel hides the attention products from torch.fx
     return timm.create_model(_timm_name(name), **options)
 
 

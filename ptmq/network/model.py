@@ -1,7 +1,7 @@
 """MultiBitModel: one calibrated network that switches its bit-widths at run time."""
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,6 +10,7 @@ from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError, one_of
 from ptmq.network.cut import to_layers, to_units
 from ptmq.network.graph.coverage import Coverage
+from ptmq.network.graph.prepare import example_for
 from ptmq.network.layers import QuantizedLayer, RoundedLayer
 from ptmq.network.place import Edge, QuantizationSpec
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
@@ -50,11 +51,15 @@ class Unit(nn.Module):
 class Switchable(nn.Module):
     """A network that switches between bit-widths: (batch, ...) images -> (batch, classes) logits.
 
-    widths: what it can take · modes: its ways to run at a width, each evaluated; '' is the one that counts ·
-    recalibrated: whether the mode that is set needs BatchNorm re-estimated at every switch.
+    widths: what it can take · spec: how the network is quantized · image_shape: of one image · modes: its ways to run at
+    a width, each evaluated; '' is the one that counts · recalibrated: whether the mode that is set needs BatchNorm
+    re-estimated at every switch · description: what a folder says of it, see `ptmq.api`.
     """
 
     widths: tuple[BitWidth, ...]
+    spec: QuantizationSpec
+    image_shape: tuple[int, ...]
+    description: dict[str, Any] | None = None
     modes: ClassVar[tuple[str, ...]] = ("",)
     recalibrated = False
 
@@ -88,6 +93,8 @@ class MultiBitModel(Switchable):
     def __init__(self, network: nn.Module, spec: QuantizationSpec, example: Tensor | None = None):
         super().__init__()
         self.spec, self.widths = spec, tuple(spec.widths)
+        example = example_for(network, example)
+        self.image_shape = tuple(example.shape[1:])
         found = to_units(network, spec, example)
         self._coverage: Coverage = found[0][1].meta["coverage"]
         units = nn.ModuleList(Unit(name, graph) for name, graph in found)
