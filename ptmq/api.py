@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ptmq.common.bits import BitGroups, BitWidth, read_widths
+from ptmq.common.bits import FP, BitGroups, BitWidth, read_widths
 from ptmq.common.errors import InputError, require
 from ptmq.common.settings import from_dict
 from ptmq.data.images import PreparedImages
@@ -168,6 +168,7 @@ def fit(method: Method, task: Task, name: str, backbone: str | None = None) -> t
     with told(method, task, name):
         model, details = method.fit(task)
     model.eval().requires_grad_(False)
+    model.set_bits(FP, FP)  # like a model that is loaded
     model.description = described(model, name, backbone, method)
     return model, details
 
@@ -189,7 +190,9 @@ def load_model(folder: Path | str, network: Network | None = None) -> tuple[Swit
         with own_random_state(torch.device("cpu"), 0):  # the weights drawn here are overwritten
             return _build(shape, network, folder)
 
-    return serialization.load_model(Path(folder), build)
+    model, info = serialization.load_model(Path(folder), build)
+    model.description = info["model"]
+    return model, info
 
 
 # ---------------------------------------------------------------- what a folder says of its model
@@ -239,7 +242,7 @@ def method_for(
     if isinstance(groups, Mapping):
         groups = list(groups.values())
     split = groups if groups is None or isinstance(groups, BitGroups) else BitGroups(*groups)
-    chosen = split.widths if split and widths is None else read_widths(widths or WIDTHS)
+    chosen = split.widths if split and widths is None else read_widths(WIDTHS if widths is None else widths)
     if split is None and len(chosen) > 1:
         split = BitGroups.split(chosen)
     return create(name, suited(network, name) | dict(settings), chosen, split)
