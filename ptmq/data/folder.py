@@ -1,7 +1,8 @@
 """A folder of images as a dataset without code: `folder:PATH`, in the standard layout, each part known by its content.
 
 `train/<class>/` holds training images, `val/<class>/` or `test/<class>/` those that results are measured on; where both
-are there, `val` is what settings are chosen on. Classes are counted in the order of their sorted names.
+are there, `val` is what settings are chosen on. Classes are counted in the order of their sorted names, unless a list,
+`train.txt` or `val.txt` with a line `path class` each, says which output of a network is meant.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import torch
 
 from ptmq.common.errors import InputError
 from ptmq.common.files import sha256
-from ptmq.data.imagenet import SUFFIXES, ImageFiles
+from ptmq.data.imagenet import SUFFIXES, ImageFiles, read_list
 from ptmq.data.images import DatasetSource, Images
 from ptmq.models.backbone import Backbone
 
@@ -27,7 +28,8 @@ def folder(path: Path) -> DatasetSource:
 
     def open_files(root: Path, split: str, backbone: Backbone) -> Images:
         images = ImageFiles(files_of(path, split), backbone, resize=True)
-        images.classes = len(classes_of(path))
+        listed = any((path / f"{part}.txt").exists() for part in PARTS)
+        images.classes = None if listed else len(classes_of(path))
         return images
 
     return DatasetSource(
@@ -42,8 +44,8 @@ def classes_of(root: Path) -> list[str]:
 
 
 def part_of(root: Path, part: str) -> list[tuple[Path, int]]:
-    """Files and classes of root/part, in the order of their names; none where it is not there."""
-    return [
+    """Files and classes of root/part, listed or in the order of their names; none where it is not there."""
+    return read_list(root, part) or [
         (file, label)
         for label, name in enumerate(classes_of(root))
         for file in sorted((root / part / name).glob("*"))

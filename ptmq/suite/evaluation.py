@@ -122,7 +122,7 @@ def of_the_classes(images: Images, fp: Tensor) -> Tensor:
     if images.classes not in (None, fp.shape[1]):
         raise InputError(
             f"the network tells {fp.shape[1]} classes apart, and the folder of images has {images.classes}. Accuracy "
-            "needs a folder for every class, in the order of the network's outputs; calibrating does not."
+            "needs a folder for every class, in the order of the network's outputs, or val.txt with lines 'path class'."
         )
     return fp
 

@@ -113,6 +113,12 @@ def test_a_network_must_tell_as_many_classes_apart(root):
         of_the_classes(images, torch.zeros(1, 1000))
 
 
+def test_a_list_says_which_outputs_are_meant(root):
+    (root / "val.txt").write_text("val/bee/1.png 309\n")
+    images = datasets.load(f"folder:{root}", "test", root, RESNET)
+    assert images.labels.tolist() == [309] and images.classes is None
+
+
 OWN = datasets.DATASETS["digits"]  # what another package's module would hold
 
 
