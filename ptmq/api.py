@@ -22,6 +22,7 @@ from ptmq.methods.interface import Method, Task, create
 from ptmq.methods.label_training import TrainedMethod
 from ptmq.models.backbone import DEPTHWISE, get_backbone
 from ptmq.network import serialization
+from ptmq.network.graph.prepare import example_for
 from ptmq.network.model import MultiBitModel, Switchable
 from ptmq.network.spec import QuantizationSpec, Rule
 from ptmq.reconstruction.engine import ResumeFile
@@ -122,6 +123,8 @@ def convert(
 ) -> MultiBitModel:
     """The switchable model of `network` with nothing calibrated: at FP (W32A32) it equals the network.
 
+    At other widths it rounds to nearest on grids that span the range of the weights and of the example: a start, which
+    `search_step_sizes` of the model betters.
     example: a few images (count, ...) as the network wants them. Other arguments are those of `calibrate`. Raises
     InputError where the network cannot be followed, where a weight is neither quantized nor named in keep_fp, or where
     the model differs from the network on the example.
@@ -137,9 +140,12 @@ def convert(
         rules=rules or {},
     )
     with own_random_state(place, 0), torch.inference_mode(False):
-        model = MultiBitModel(network, spec, example)
+        images = example_for(network, example)
+        model = MultiBitModel(network, spec, images).to(place).eval().requires_grad_(False)
+        model.search_step_sizes(images.detach().to(place, torch.float32), "minmax")
+        model.set_bits(FP, FP)
     model.description = described(model, type(network).__name__)
-    return model.to(place).eval().requires_grad_(False)
+    return model
 
 
 def save(model: Switchable, folder: Path | str) -> None:

@@ -346,5 +346,7 @@ def test_a_converted_network_is_equal_at_floating_point(pixels, tmp_path):
     assert network.training and not model.training
     expected = network.eval()(pixels).detach()
     torch.testing.assert_close(logits(model, pixels, 32), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    errors = [float((logits(model, pixels, bits) - expected).square().mean()) for bits in (4, 8)]
+    assert 0 < errors[1] < errors[0] < float(expected.var()), "at a width it is rounded, and not nonsense"
     ptmq.save(model, tmp_path)
     assert ptmq.load(tmp_path, small).coverage() == model.coverage()

@@ -1,5 +1,6 @@
 """Networks by the name of a library, of another package, and checkpoints out of packages."""
 
+import json
 import subprocess
 import sys
 import tarfile
@@ -7,14 +8,19 @@ import zipfile
 from importlib import metadata
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from ptmq.api import load_model
+from ptmq.cli import main
 from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors, save_tensors, sha256
 from ptmq.models import backbone, checkpoints, packages
 from ptmq.models.backbone import Backbone, Checkpoint, find_backbone, get_backbone
 from ptmq.models.zoo import BACKBONES
+from ptmq.suite.profile import Run, all_runs, validate
 
 TINY = "timm/test_resnet"  # of timm's own tests
 NAMES = ("timm/mobilenetv3_small_100", "timm/deit3_small_patch16_224", "timm/resnet50.a1_in1k", "torchvision/resnet18",
@@ -104,6 +110,40 @@ def test_published_weights_are_downloaded_and_known_by_the_hash_in_their_name(tm
     (tmp_path / "here" / there.name).write_bytes(b"another")
     with pytest.raises(InputError, match="have SHA-256"):
         checkpoints.convert("torchvision/squeezenet1_1", str(tmp_path / "here"), False, tmp_path / "out.safetensors")
+
+
+def test_a_network_by_its_name_is_calibrated_on_a_folder_in_one_line(tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for name in ("train/ant/1", "train/ant/2", "train/bee/1", "train/bee/2", "val/ant/1"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (170, 180, 3), dtype=np.uint8)).save(tmp_path / f"{name}.jpg")
+    save_tensors(tmp_path / "test_resnet.safetensors", get_backbone(TINY).network().state_dict(), None)
+    argv = ["--images", str(tmp_path), "--weights-dir", str(tmp_path), "--method", "nearest_minmax"]
+    line = ["quantize", "--backbone", TINY, *argv, "--widths", "W4A4..W8A8", "--rule", "fc=W8", "--out"]
+    assert main([*line, str(tmp_path / "model")]) == 0
+    model, info = load_model(tmp_path / "model")
+    assert [str(width) for width in model.widths] == [f"W{bits}A{bits}" for bits in range(4, 9)]
+    assert info["run"]["dataset"] == f"folder:{tmp_path}" and info["run"]["calibration_images"] == 4
+    assert set(info["sha256"]["data"]) == {f"{tmp_path.name}/train", f"{tmp_path.name}/val"}
+    evaluate = ["evaluate", "--model", str(tmp_path / "model"), "--out", str(tmp_path / "record.json")]
+    assert main(evaluate) == 2
+    assert "tells 1000 classes apart, and the folder of images has 2" in capsys.readouterr().err
+    (tmp_path / "val.txt").write_text("val/ant/1.jpg 7\n")
+    assert main(evaluate) == 0
+    assert main([*line, str(tmp_path / "other"), "--keep-fp", "layer1.0.conf1"]) == 2
+    assert "keep_fp: layer 'layer1.0.conf1' is unknown. Did you mean 'layer1.0.conv1'" in capsys.readouterr().err
+    assert main([*line, str(tmp_path / "other"), "--profile", "workflow/config/digits.yaml"]) == 2
+    assert "--widths is for a run without a profile" in capsys.readouterr().err
+
+
+def test_a_profile_may_name_networks_and_folders():
+    profile = {"profile": "names", "dataset": "folder:/data/photos", "seeds": [0], "calibration_images": 8,
+               "methods": {"qdrop": {"per_width": True, "widths": ["W4A4"]}},
+               "backbones": {TINY: {"keep_fp": ["fc"], "rules": {"conv1": "W8"}}, "torchvision/resnet18": {}}}  # fmt: skip
+    assert main(["check", "--json", json.dumps(profile)]) == 0
+    one, two = all_runs(validate(profile))
+    assert one.name == f"{TINY}/qdrop/default/W4A4/seed0" and two.conversion == {}
+    assert one.conversion == {"keep_fp": ["fc"], "rules": {"conv1": "W8"}} and Run.from_json(one.to_json()) == one
 
 
 def test_old_names_of_densenet_are_known():
