@@ -93,6 +93,7 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
 
     An interrupted calibration continues from the last finished unit.
     """
+    load_before = run_record.load("load_start")
     execution = execution_of(run)
     backbone = get_backbone(run.backbone).complete()
     network = load_network(run.backbone, weights)
@@ -119,6 +120,8 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
             "seconds": resume.seconds(),
             "peak_mb": run_record.peak_mb(device),
             "images": len(index),
+            **load_before,
+            **run_record.load("load_end"),
             **details.pop("cost", {}),
         },
         "sha256": {"weights": weights_sha256, "data": hashes},
