@@ -190,7 +190,7 @@ def to_units(
 
 
 @torch.no_grad()
-def require_equal(network: nn.Module, units: Sequence[tuple[str, nn.Module]], example: Tensor) -> None:
+def require_equal(network: nn.Module, units: Sequence[tuple[str, fx.GraphModule]], example: Tensor) -> None:
     """Raise InputError where units, one after the other, do not give the network's logits; the first that differs."""
     images = some_images(example.flip(0), CHECKED) * 0.75  # none that was recorded: what was taken for constant shows
     expected, x = result_of(at_inference(network)(images.clone())), images
@@ -199,15 +199,16 @@ def require_equal(network: nn.Module, units: Sequence[tuple[str, nn.Module]], ex
     if _equal(x, expected):
         return
     recording, x = record(at_inference(network), images), images
+    found = ""
     for name, unit in units:
-        x, ref = unit(x), unit.meta.get("ref")
+        x, ref, found = unit(x), unit.meta.get("ref"), name
         if isinstance(ref, Ref):
             expected = recording.calls[ref.call].out
             expected = expected if ref.position is None else expected[ref.position]
             if not _equal(x, expected):
                 break
     raise InputError(
-        f"unit {name!r} does not compute what {type(network).__name__} computes there: up to "
+        f"unit {found!r} does not compute what {type(network).__name__} computes there: up to "
         f"{float((x - expected).abs().max()):.3g} apart, where the largest value is {float(expected.abs().max()):.3g}. "
         "Something in it is not followed, such as a scripted function, a function of another library, or chance."
     )
