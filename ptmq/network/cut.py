@@ -10,7 +10,7 @@ from ptmq.common.errors import InputError
 from ptmq.network.graph.blocks import Block, Cutter, is_open
 from ptmq.network.graph.coverage import rows_of
 from ptmq.network.graph.fold import fold_norms
-from ptmq.network.graph.prepare import at_inference, example_for, result_of, some_images
+from ptmq.network.graph.prepare import at_inference, example_for, result_of, some_images, unwrapped
 from ptmq.network.graph.record import Ref, record
 from ptmq.network.layers import Layer, QuantizedLayer, frozen, weight_of
 from ptmq.network.place import (
@@ -88,7 +88,7 @@ def _found(graph: fx.GraphModule, nodes: Sequence[fx.Node], layers: Sequence[boo
         elif number and number == len(found) - 1 and is_edge(block, final):
             names.append(HEAD)
         else:
-            names.append(_unique(block.name, names))
+            names.append(_unique(block.name, [other for other in names if not isinstance(other, Edge)]))
     units: Units = {}
     for number, (block, name) in enumerate(zip(found, names, strict=True)):
         start = found[number - 1].end + 1 if number and name is HEAD else block.start
@@ -152,6 +152,7 @@ def extract(graph: fx.GraphModule, nodes: Sequence[fx.Node], name: str) -> fx.Gr
     part.output(copies[leaves[0]])
     unit = fx.GraphModule(graph, part, class_name="Unit")
     unit.meta |= {"channel_axis": channel_axis(graph, leaves[0]), "ref": leaves[0].meta.get("ref")}
+    unit.meta["per_image"] = enters[0].meta.get("per_image", True)
     return unit
 
 
@@ -167,7 +168,7 @@ def to_units(
     example: see `ptmq.network.trace.trace`. Each module's meta holds its `channel_axis` and its rows of the `coverage`.
     Raises InputError where weights are left out that the spec does not name, or the units are not the network.
     """
-    example = example_for(network, example)
+    network, example = unwrapped(network), example_for(network, example)
     graph = fold_norms(trace(network, example))
     units = assign_units(graph, spec.blocks)
 
@@ -184,6 +185,11 @@ def to_units(
         if is_open(node):
             members.setdefault(units[node], []).append(node)
     found = [(name, extract(graph, nodes, name)) for name, nodes in members.items()]
+    for name, unit in found:
+        if not unit.meta["per_image"]:
+            raise InputError(
+                f"unit {name!r} takes a tensor that does not have the images first. Choose other blocks."
+            )
     found[0][1].meta["coverage"] = rows
     require_equal(network, found, example)
     return found
