@@ -5,11 +5,11 @@ the highest and a width drawn between them; step sizes are learned, one set a wi
 network trains, so that low widths, which cannot fit one-hot labels, do not pull the shared weights away from the high
 ones ("vicious competition"). BatchNorm is re-estimated at every switch (ptmq/training/adaptive_bn.py).
 
-The paper's formula of the labels is not public, so this one is ours: the label of a width is p · t + (1 - p) · y, with
-y the true label, t what the next higher width that was run gives for the image, and p the probability in t of the true
-class. The highest width gets y. Where the higher width is right, the lower one learns to follow it and not to outdo
-it; where it is wrong, the true label counts. Its schedule is not public, either: `paper` is that of Any-Precision's
-released code, which the same author's later work compares with.
+Neither the formula of its labels nor its schedule was found in what could be read of it. So the labels are ours: that
+of a width is p · t + (1 - p) · y, with y the true label, t what the next higher width that was run gives for the image,
+and p the probability in t of the true class. The highest width gets y. Where the higher width is right, the lower one
+learns to follow it and not to outdo it; where it is wrong, the true label counts. The schedule `paper` is that of
+Any-Precision's released code, which the same author's later work compares with.
 """
 
 from collections.abc import Iterable, Sequence

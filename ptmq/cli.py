@@ -201,7 +201,7 @@ def quantize(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Top-1 at every width; write the run record."""
+    """Top-1 at every width; write the run record, and beside it which images were classified correctly."""
     from ptmq.common.device import open_device
     from ptmq.common.files import write_json
     from ptmq.suite.evaluation import evaluate_fp, evaluate_model
@@ -209,13 +209,14 @@ def evaluate(args: argparse.Namespace) -> None:
     if (args.model is None) == (args.weights is None):
         raise InputError("give either --model (a calibrated model) or --weights and --backbone (an FP network).")
     device = open_device(args.device, args.threads)
+    correct = args.out.with_suffix(".correct.safetensors")
     if args.model is None:
         required(args, "backbone")
         record = evaluate_fp(
-            args.backbone, args.weights, args.split, args.fp_outputs, args.data_dir, device, args.images
+            args.backbone, args.weights, args.split, args.fp_outputs, args.data_dir, device, args.images, correct
         )
     else:
-        record = evaluate_model(args.model, args.split, args.fp_outputs, args.data_dir, device)
+        record = evaluate_model(args.model, args.split, args.fp_outputs, args.data_dir, device, correct)
     write_json(args.out, record)
     for line in record["results"]:
         mode = f"  {line['mode']}" if line.get("mode") else ""

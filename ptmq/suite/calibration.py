@@ -59,6 +59,7 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
 
     An interrupted calibration continues from the last finished unit.
     """
+    load_before = run_record.load("load_start")
     method = method_of(run)
     execution = execution_of(run)
     backbone = get_backbone(run.backbone)
@@ -86,6 +87,8 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
             "seconds": resume.seconds(),
             "peak_mb": run_record.peak_mb(device),
             "images": len(index),
+            **load_before,
+            **run_record.load("load_end"),
             **details.pop("cost", {}),
         },
         "sha256": {"weights": weights_sha256, "data": hashes},

@@ -30,6 +30,9 @@ from ptmq.training.adaptive_bn import recalibrate, recalibration_batches, recali
 
 BATCH = 250
 
+# A line of a run record's results, and which images were classified correctly, (images,) bool.
+Measured = tuple[dict[str, Any], Tensor]
+
 
 @torch.no_grad()
 def log_probabilities(network: nn.Module, images: Images, device: torch.device) -> Tensor:
@@ -38,21 +41,21 @@ def log_probabilities(network: nn.Module, images: Images, device: torch.device) 
     return torch.cat([network(x).log_softmax(1).cpu() for x in batches])
 
 
-def count_correct(log_p: Tensor, images: Images) -> int:
-    """How many images are classified correctly."""
-    return int((log_p.argmax(1) == images.labels).sum())
+def correct_images(log_p: Tensor, images: Images) -> Tensor:
+    """Which images are classified correctly, (images,) bool."""
+    return log_p.argmax(1) == images.labels
 
 
 @torch.no_grad()
 def score(
     model: nn.Module, switches: Mapping[Any, Callable[[], None]], images: Images, fp: Tensor, device: torch.device
-) -> dict[Any, tuple[int, float]]:
-    """How many images are classified correctly, and the mean KL(FP || quantized) in nats, after every switch.
+) -> dict[Any, tuple[Tensor, float]]:
+    """Which images are classified correctly, (images,) bool, and the mean KL(FP || quantized) in nats, by switch.
 
     switches: what sets the model's widths, by any key · fp: the FP network's log-probabilities, (images, classes).
     Every batch is read once for all.
     """
-    right = dict.fromkeys(switches, 0)
+    right = {key: torch.empty(len(images), dtype=torch.bool) for key in switches}
     divergence = dict.fromkeys(switches, 0.0)
     for index in torch.arange(len(images)).split(BATCH):
         x, y = images.batch(index)
@@ -61,14 +64,14 @@ def score(
         for key, switch in switches.items():
             switch()
             log_p = model(x).log_softmax(1)
-            right[key] += int((log_p.argmax(1) == y).sum())
+            right[key][index] = (log_p.argmax(1) == y).cpu()
             divergence[key] += float(F.kl_div(log_p, reference, reduction="sum", log_target=True))
     return {key: (right[key], divergence[key] / len(images)) for key in switches}
 
 
 def score_recalibrated(
     model: Switchable, train: Images, images: Images, fp: Tensor, device: torch.device
-) -> list[dict[str, Any]]:
+) -> list[Measured]:
     """The results of a model whose BatchNorm is re-estimated at every switch, with what that took.
 
     The same training images for every width; a switch includes reading them.
@@ -76,7 +79,7 @@ def score_recalibrated(
     chosen = recalibration_batches(len(train))
     # so that the first width is not charged a warm-up
     recalibrate(model, recalibration_images(train, chosen[:1], device))
-    lines = []
+    found = []
     for width in model.widths:
         start = time.perf_counter()
         model.set_bits(width.weight, width.activation)
@@ -86,8 +89,8 @@ def score_recalibrated(
         ms = 1000 * (time.perf_counter() - start)
         ((right, kl),) = score(model, {width: lambda: None}, images, fp, device).values()
         switch = {"switch_images": count, "switch_ms": round(ms, 3)}
-        lines.append(run_record.result(width, right, len(images), kl) | switch)
-    return lines
+        found.append((run_record.result(width, right, kl) | switch, right))
+    return found
 
 
 def save_outputs(path: Path, fp: Tensor, backbone: str, split: str) -> None:
@@ -122,10 +125,11 @@ def evaluate_fp(
     data_dir: str | None,
     device: torch.device,
     dataset: str | None = None,
+    correct: Path | None = None,
 ) -> dict[str, Any]:
     """The run record of a floating-point network on its own dataset or the one named.
 
-    Its outputs go to the file `fp_outputs`, if any.
+    Its outputs go to the file `fp_outputs`, which images it classified correctly to the file `correct`, if any.
     """
     start = time.perf_counter()
     network = load_network(backbone, weights).to(device)
@@ -134,7 +138,8 @@ def evaluate_fp(
     fp = log_probabilities(network, images, device)
     if fp_outputs:
         save_outputs(fp_outputs, fp, backbone, split)
-    line = run_record.result(FULL_PRECISION, count_correct(fp, images), len(images), kl=0.0)
+    right = correct_images(fp, images)
+    line = run_record.result(FULL_PRECISION, right, kl=0.0)
     info = {
         "run": {
             "dataset": dataset,
@@ -146,7 +151,11 @@ def evaluate_fp(
         },
         "protocol": {},
         "cost": {"seconds": 0.0, "peak_mb": run_record.peak_mb(device)},
-        "sha256": {"weights": sha256(weights), "data": hashes},
+        "sha256": {
+            "weights": sha256(weights),
+            "data": hashes,
+            **keep_correct(correct, [(line, right)], dataset, split, hashes),
+        },
         "environment": run_record.environment(device),
         "code_sha256": provenance.code_sha256("ptmq.suite.evaluation", get_backbone(backbone).build.split(":")[0]),
         "commit": provenance.commit(),
@@ -156,11 +165,17 @@ def evaluate_fp(
 
 
 def evaluate_model(
-    folder: Path, split: str, fp_outputs: Path | None, data_dir: str | None, device: torch.device
+    folder: Path,
+    split: str,
+    fp_outputs: Path | None,
+    data_dir: str | None,
+    device: torch.device,
+    correct: Path | None = None,
 ) -> dict[str, Any]:
     """The run record of a calibrated model at all its widths.
 
-    fp_outputs: the file that `evaluate_fp` wrote; without it, the model's own FP width is computed.
+    fp_outputs: the file that `evaluate_fp` wrote; without it, the model's own FP width is computed · correct: the file
+    that is to say which images were classified correctly, if any.
     """
     start = time.perf_counter()
     model, info = load_model(folder)
@@ -168,7 +183,7 @@ def evaluate_model(
     info["sha256"]["model"] = sha256(folder / TENSORS)
     backbone = info["run"]["backbone"]
     info["code_sha256"] = code_of_record(info["code_sha256"], info["run"]["method"])
-    images, _ = open_images(backbone, split, data_dir, info["run"]["dataset"])
+    images, hashes = open_images(backbone, split, data_dir, info["run"]["dataset"])
     model.to(device)
     if fp_outputs is None and info["cost"].get("labels"):
         raise InputError(
@@ -176,23 +191,39 @@ def evaluate_model(
             "needed. Give --fp-outputs (from: evaluate --weights ... --fp-outputs ...)."
         )
     fp = outputs_of_fp(model, fp_outputs, backbone, split, images, device)
-    lines = []
+    found: list[Measured] = []
     for mode in model.modes:
         model.set_mode(mode)
         if model.recalibrated:
             train, _ = open_images(backbone, "train", data_dir, info["run"]["dataset"])
-            lines += score_recalibrated(model, train, images, fp, device)
+            found += score_recalibrated(model, train, images, fp, device)
             continue
         switches = {width: partial(model.set_bits, width.weight, width.activation) for width in model.widths}
         for width, (right, kl) in score(model, switches, images, fp, device).items():
-            lines.append(run_record.result(width, right, len(images), kl) | ({"mode": mode} if mode else {}))
-    return _record(info, split, lines, run_record.top1(count_correct(fp, images), len(images)), start)
+            found.append((run_record.result(width, right, kl) | ({"mode": mode} if mode else {}), right))
+    info["sha256"] |= keep_correct(correct, found, info["run"]["dataset"], split, hashes)
+    return _record(info, split, [line for line, _ in found], run_record.top1(correct_images(fp, images)), start)
 
 
 def code_of_record(calibration: str, method: str) -> str:
     """One hash of the code behind a record: that of its calibration, this stage and the method's own file."""
     evaluation = provenance.code_sha256("ptmq.suite.evaluation", method_file(discover()[method]))
     return hashlib.sha256(f"{calibration} {evaluation}".encode()).hexdigest()
+
+
+def keep_correct(
+    path: Path | None, found: list[Measured], dataset: str, split: str, hashes: dict[str, str]
+) -> dict[str, str]:
+    """Write which images were classified correctly at every width, and on which images that was, to `path`, if any.
+
+    hashes: of the dataset's files · Returns what the record's hashes gain: the file's SHA-256.
+    """
+    if path is None:
+        return {}
+    tensors = {run_record.key(line): run_record.packed(right) for line, right in found}
+    images = {"images": len(found[0][1]), "dataset": dataset, "split": split, "data": provenance.fingerprint(hashes)}
+    save_tensors(path, tensors, images)
+    return {"correct": sha256(path)}
 
 
 def _record(info: dict[str, Any], split: str, lines: list, fp_top1: float, start: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ptmq.network.model import MultiBitModel
 from ptmq.network.serialization import TENSORS
 from ptmq.suite import mixed_precision, run_record
 from ptmq.suite.calibration import calibration_index
-from ptmq.suite.evaluation import count_correct, outputs_of_fp, score
+from ptmq.suite.evaluation import correct_images, outputs_of_fp, score
 from ptmq.suite.mixed_precision import Assignment, Choices
 from ptmq.suite.profile import Run
 from ptmq.training.adaptive_bn import recalibrate, recalibration_batches, recalibration_images
@@ -142,8 +142,8 @@ def frontier(
             "kind": kind, "budget": budget,
             "average_bits": round(choices.average_bits(assignment), 4),
             "kib": round(choices.kib(assignment), 2), "bit_operations": operations[key],
-            "top1": run_record.top1(right, len(images)),
-            "kl": round(kl, 6), "expected_kl": round(choices.cost(assignment), 6), "correct": right,
+            "top1": run_record.top1(right),
+            "kl": round(kl, 6), "expected_kl": round(choices.cost(assignment), 6), "correct": int(right.sum()),
             "images": len(images),
             "assignment": {unit: str(width) for unit, width in assignment.items()},
         })  # fmt: skip
@@ -151,7 +151,7 @@ def frontier(
     return {
         "format": run_record.FORMAT,
         "split": split,
-        "fp_top1": run_record.top1(count_correct(fp, images), len(images)),
+        "fp_top1": run_record.top1(correct_images(fp, images)),
         "points": points,
         "sensitivity": {u: {str(w): kl for w, kl in widths.items()} for u, widths in choices.sensitivity.items()},
         "switching": switching(model, network, train, device),

@@ -1,4 +1,5 @@
-# Top-1 at every width of a model in one process; each writes one run record. FP outputs are computed once.
+# Top-1 at every width of a model in one process; each writes one run record, and which images were classified
+# correctly. FP outputs are computed once.
 # Mixed precision: a width for every block of PTMQ's models, chosen after the calibration.
 
 
@@ -8,6 +9,7 @@ rule fp32:
         weights=ancient(f"{OUT}/weights/{{backbone}}.safetensors"),
     output:
         record=f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.json",
+        correct=f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.correct.safetensors",
         outputs=f"{OUT}/fp/{{backbone}}.safetensors",
     log:
         f"{OUT}/logs/evaluate/{{backbone}}/{FP32}/default/W32A32/seed0.log",
@@ -36,7 +38,8 @@ rule evaluate:
         description=rules.quantize.output.description,
         fp=rules.fp32.output.outputs,
     output:
-        f"{OUT}/records/{RUN}.json",
+        record=f"{OUT}/records/{RUN}.json",
+        correct=f"{OUT}/records/{RUN}.correct.safetensors",
     log:
         f"{OUT}/logs/evaluate/{RUN}.log",
     conda:
@@ -52,7 +55,7 @@ rule evaluate:
     shell:
         logged(
             "python -m ptmq evaluate --model {params.folder} --fp-outputs {input.fp} {params.options}"
-            " --threads {threads} --out {output}"
+            " --threads {threads} --out {output.record}"
         )
 
 

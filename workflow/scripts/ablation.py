@@ -2,7 +2,8 @@
 
     ablation.py --root results/cifar10_ablations --name gd --records RECORD ...
 
-Rows are variants; cells are mean top-1, and the change from the default at the three lowest widths, paired by seed.
+Rows are variants; cells are mean top-1, and the change from the default at the three lowest widths, paired by seed and,
+where the evaluations kept it, by image.
 """
 
 import argparse
@@ -23,11 +24,11 @@ FILLS = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."))  # colour, and
 
 
 def change(paired: Runs, variant: str, width: str) -> Estimate:
-    """Top-1 of a variant minus that of the default with the same seed; NaN where one of them was not run."""
+    """Top-1 of a variant minus that of the default, paired by seed and image; NaN where one of them was not run."""
     try:
         return paired.difference(("ptmq", width, variant), ("ptmq", width))
     except Missing:
-        return Estimate(math.nan, math.nan, 0, math.nan)
+        return Estimate(math.nan, math.nan, 0, ())
 
 
 def row_of(runs: pd.DataFrame, paired: Runs, method: str, variant: str) -> dict:
@@ -66,7 +67,7 @@ def draw(axes, runs: pd.DataFrame) -> None:
         found = [change(paired, variant, width) for variant in variants]
         places = [place + 0.25 * (number - 1) for place in range(len(variants))]
         axes.barh(places, [e.mean for e in found], 0.22, color=colour, hatch=hatch, edgecolor="white", label=width)
-        known = [(e.mean, place, e.ci95) for e, place in zip(found, places, strict=True) if not math.isnan(e.ci95)]
+        known = [(e.mean, place, e.half()) for e, place in zip(found, places, strict=True) if e.n > 1]
         if known:  # no interval from one seed
             x, y, half = zip(*known, strict=True)
             axes.errorbar(x, y, xerr=half, color="black", linestyle="none", linewidth=1, capsize=2)

@@ -9,9 +9,12 @@ rows whose status is `failed` (its log exists, and is named) or `not run`. Rows 
 """
 
 import argparse
+import hashlib
 import json
 import math
+import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,44 +22,17 @@ import pandas as pd
 
 KEYS = ["backbone", "method", "variant", "label", "seed"]
 MEASURED = ["w_bits", "a_bits", "top1", "kl", "correct", "images"]
-COST = [
-    "iterations",
-    "iterations_all",
-    "calibration_images",
-    "images_used",
-    "labels",
-    "epochs",
-    "switch_images",
-    "switch_ms",
-]
+COST = ["iterations", "iterations_all", "calibration_images", "images_used", "labels", "epochs"]
+COST += ["switch_images", "switch_ms"]
 COST += ["seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
 COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", "fp_top1", *COST, "commit", "status"]
-COLUMNS += [
-    "origin",
-    "label",
-    "in_groups",
-    "kl",
-    "correct",
-    "images",
-    "split",
-    "dataset",
-    "weights_sha256",
-    "torch",
-    "rounding_values",
-    "log",
-]
-WHOLE = [
-    "iterations",
-    "iterations_all",
-    "calibration_images",
-    "images_used",
-    "labels",
-    "epochs",
-    "switch_images",
-    "peak_mb",
-]
-WHOLE += ["threads", "correct", "images", "rounding_values"]
+COLUMNS += ["origin", "label", "in_groups", "kl", "correct", "images", "split", "dataset", "weights_sha256", "torch"]
+COLUMNS += ["rounding_values", "log", "code_sha256", "mixed_code", "correct_file", "images_processed"]
+COLUMNS += ["machine", "cores", "load_start", "load_end"]
+WHOLE = ["iterations", "iterations_all", "calibration_images", "images_used", "labels", "epochs", "switch_images"]
+WHOLE += ["peak_mb", "threads", "correct", "images", "rounding_values", "images_processed", "cores"]
 ITERATIONS = {"steps": "iterations", "activation_steps": "activation_iterations"}  # in older records
+MULTI = "multi"  # label of a run for all widths at once
 NAME = re.compile(r"(?P<backbone>[^/]+)/(?P<method>[^/]+)/(?P<variant>[^/]+)/(?P<label>[^/]+)/seed(?P<seed>\d+)")
 
 
@@ -88,6 +64,13 @@ def rows_of_record(path: Path) -> list[dict]:
         "commit": record["commit"],
         "weights_sha256": record["sha256"]["weights"],
         "torch": machine["torch"],
+        "code_sha256": record.get("code_sha256"),  # older records do not say
+        "correct_file": kept_answers(path, record),
+        "images_processed": images_processed(run, protocol, cost),
+        "machine": machine.get("device_name"),
+        "cores": machine.get("cores"),
+        "load_start": cost.get("load_start"),
+        "load_end": cost.get("load_end"),
     }
     groups = [width for group in (run.get("groups") or {}).values() for width in group]
     return [
@@ -98,6 +81,51 @@ def rows_of_record(path: Path) -> list[dict]:
         | {"switch_images": line.get("switch_images", 0), "switch_ms": line.get("switch_ms")}
         for line in record["results"]
     ]
+
+
+def kept_answers(path: Path, record: dict) -> str | None:
+    """The file beside a record that says which images were classified correctly, None where there is none.
+
+    Exits with a sentence where the file is not the one that the record was written with.
+    """
+    kept = path.with_suffix(".correct.safetensors")
+    expected = record["sha256"].get("correct")
+    if expected is None or not kept.exists():
+        return None
+    if hashlib.sha256(kept.read_bytes()).hexdigest() != expected:
+        sys.exit(f"error: {kept} is not the file that {path.name} was written with. Remove both and evaluate again.")
+    return str(kept)
+
+
+def images_processed(run: dict, protocol: dict, cost: dict) -> int | None:
+    """How many images went through the network, or through every block in turn, to learn; None where nothing is.
+
+    An epoch processes every training image once, an iteration its batch at every width that it draws: one of a group.
+    """
+    if cost.get("epochs"):
+        return cost["epochs"] * cost["images"]
+    if not iterations_of(protocol) or "batch_size" not in protocol:
+        return None
+    drawn = len(run["groups"]) if run["label"] == MULTI and run.get("groups") else 1
+    return iterations_of(protocol) * protocol["batch_size"] * drawn
+
+
+def mixed_code(table: pd.DataFrame) -> pd.Series:
+    """Of every row, why those of its method and backbone may not be of one code state; empty where they are.
+
+    They are where all of them have the same code_sha256; a network's own code is a part of it.
+    """
+
+    def told(hashes: pd.Series) -> str:
+        if hashes.isna().all():
+            return "code not recorded"
+        states = f"{hashes.nunique()} code states" if hashes.nunique() > 1 else ""
+        return ", ".join(filter(None, [states, "some not recorded" if hashes.isna().any() else ""]))
+
+    done = table[table.status == "done"]
+    keys = ["origin", "backbone", "method"]
+    said = done.groupby(keys).code_sha256.agg(told).to_dict()
+    return pd.Series([said.get(key, "") for key in table[keys].itertuples(index=False, name=None)], table.index)
 
 
 def iterations_of(part: dict) -> int | None:
@@ -164,6 +192,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = rows_of_record(Path(root, "records", f"{item.partition(':')[0]}.json"))
         rows += [row | {"origin": "published"} for row in found]
     table = pd.DataFrame(rows + also_measured(rows))
+    table["mixed_code"] = mixed_code(table.reindex(columns=COLUMNS))
+    beside = args.out.parent  # what files are named from
+    named = table.reindex(columns=["correct_file"]).correct_file
+    table["correct_file"] = [os.path.relpath(path, beside) if isinstance(path, str) else None for path in named]
     whole = [c for c in WHOLE if c in table]
     table[whole] = table[whole].astype("Int64")  # rows of missing runs make pandas take them for floating point
     extra = sorted(set(table.columns) - set(COLUMNS))

@@ -1,29 +1,123 @@
-"""Mean, standard deviation and 95 % interval of a few seeds."""
+"""The mean of a few seeds and its 95 % interval, from independent sources of noise. docs/statistics.md derives it.
+
+    half of the interval = sqrt(sum over the sources of (t(df) x standard error)²)
+
+Every source has its own standard error of the mean, and Student's t of its own degrees of freedom. The interval then
+covers at least what it says, however large one source is beside another (Banerjee, Sankhyā 22, 1960).
+"""
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 from scipy.stats import t
+
+LEVEL = 0.95
+
+
+class Source(NamedTuple):
+    """One source of noise: the variance that it gives the mean, and the degrees of freedom that it was estimated with.
+
+    Infinite variance: nothing is known about it. Infinite df: it is known.
+    """
+
+    variance: float
+    df: float = math.inf
+
+
+UNKNOWN = Source(math.inf)  # of the seeds, where there is only one
 
 
 class Estimate(NamedTuple):
-    """A mean over n seeds; sd and ci95 (half the width of the interval, Student's t) are NaN for one seed."""
+    """A mean over n seeds; sd: between the seeds, NaN for one · paired: its noise of images is that of a difference."""
 
     mean: float
     sd: float
     n: int
-    ci95: float
+    sources: tuple[Source, ...]
+    paired: bool = False
+
+    def half(self, level: float = LEVEL) -> float:
+        """Half the width of the interval; infinite with one seed."""
+        return math.sqrt(sum(quantile(level, df) ** 2 * variance for variance, df in self.sources))
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f}" + ("" if math.isnan(self.ci95) else f" ± {self.ci95:.2f}")
+        half = self.half()
+        return f"{self.mean:.2f}" + (f" ± {half:.2f}" if math.isfinite(half) else "")
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Of the values of all seeds."""
+class Interval(NamedTuple):
+    """A value with the two ends of its 95 % interval, which need not be equally far."""
+
+    value: float
+    low: float
+    high: float
+
+
+@cache
+def quantile(level: float, df: float) -> float:
+    """Student's t that a share `level` of the draws stays below in size; the normal distribution's for infinite df."""
+    return float(t.ppf((1 + level) / 2, df))
+
+
+def estimate(values: Sequence[float], *others: Source) -> Estimate:
+    """Of the values of all seeds; others: what is the same for every seed, and so does not show between them."""
     n = len(values)
     if n < 2:
-        return Estimate(statistics.fmean(values), math.nan, n, math.nan)
+        return Estimate(statistics.fmean(values), math.nan, n, (UNKNOWN, *others))
     sd = statistics.stdev(values)
-    return Estimate(statistics.fmean(values), sd, n, float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n))
+    return Estimate(statistics.fmean(values), sd, n, (Source(sd**2 / n, n - 1), *others))
+
+
+def of_images(x: np.ndarray) -> Estimate:
+    """Of what every image gives with every seed, (seeds, images), such as correct by one method minus by another.
+
+    The images are the same for all seeds. So the noise has two parts: what differs between the seeds, their own
+    variance, and what they share, the mean covariance of two seeds over the images.
+    """
+    seeds, images = x.shape
+    others = []
+    if seeds > 1:
+        within = x.var(1, ddof=1).sum()  # of the seeds one by one
+        total = x.sum(0).var(ddof=1)  # of their sum: theirs, and all covariances
+        others = [Source(max(float(total - within), 0.0) / (seeds * (seeds - 1)) / images)]
+    return estimate(x.mean(1).tolist(), *others)._replace(paired=True)
+
+
+def lowest(estimates: Mapping[str, Estimate]) -> tuple[str, Interval]:
+    """The name of the lowest of several means, and an interval of the lowest true value.
+
+    Its lower end is the lowest of theirs. Its upper end is the lowest of theirs at a higher level (Bonferroni), since
+    any of them may be the lowest by chance.
+    """
+    name = min(estimates, key=lambda name: estimates[name].mean)
+    level = 1 - (1 - LEVEL) / len(estimates)
+    low = min(e.mean - e.half() for e in estimates.values())
+    high = min(e.mean + e.half(level) for e in estimates.values())
+    return name, Interval(estimates[name].mean, low, high)
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Interval:
+    """Of two positive quantities that were measured in runs of their own: the geometric means' ratio."""
+    one, other = (estimate(list(map(math.log, values))) for values in (above, below))
+    both = Estimate(one.mean - other.mean, math.nan, min(one.n, other.n), one.sources + other.sources)
+    half = both.half()
+    return Interval(math.exp(both.mean), math.exp(both.mean - half), math.exp(both.mean + half))
+
+
+def around(found: Estimate) -> Interval:
+    """The estimate's interval."""
+    return Interval(found.mean, found.mean - found.half(), found.mean + found.half())
+
+
+def beside_one_run(values: Sequence[float]) -> Interval:
+    """Of the mean of our seeds, to be held against one run of somebody else on the same images.
+
+    Their run has the spread of ours, once more; images make no difference, being the same.
+    """
+    ours = estimate(values)
+    theirs = ours._replace(sources=tuple(Source(s.variance * (1 + ours.n), s.df) for s in ours.sources))
+    return around(theirs)

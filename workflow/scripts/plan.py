@@ -150,6 +150,12 @@ class Plan:
         """The files of a table or of a figure."""
         return [f"{self.folder}/{kind}/{name}.{extension}" for extension in EXTENSIONS[kind]]
 
+    def kept(self, records: list[str]) -> list[str]:
+        """Which images were classified correctly, beside these records: older ones do not have it."""
+        paths = [path.removesuffix(".json") + ".correct.safetensors" for path in records]
+        made = "" if self.from_records else f"{self.folder}/"
+        return [path for path in paths if Path(path).exists() or (made and path.startswith(made))]
+
     def of(self, method: str, variant: str = "default") -> list[str]:
         """Names of a method's runs that are reported."""
         names = set(self.planned) | set(self.taken)
@@ -223,9 +229,10 @@ class Plan:
         own = f"--own {self.asked(self.planned)}" if self.planned else ""
         others = f"--published {self.published} {self.asked(self.taken)}" if self.taken else ""
         plain = "--runs {input.runs} --out {folder}"
+        kept = self.kept(self.records)
         made = {
             "collect": Report(  # one tidy row a backbone, method, variant, width and seed
-                "collect", {"records": self.records}, "Configuration", {"runs": [tidy["runs"]]},
+                "collect", {"records": self.records, "correct": kept}, "Configuration", {"runs": [tidy["runs"]]},
                 f"--root {{folder}} --out {{output}} {'--partial' if self.from_records else ''} {own} {others}",
             ),
             "tables": Report("tables", tidy, "Tables", {"tables": of_runs}, plain),
@@ -243,8 +250,8 @@ class Plan:
                 "--out {root} --records {input.records}",
             ),
             "verdict": Report(  # what the runs say about the paper's claims
-                "verdict", {**tidy, "mixed": self.mixed, "ablations": self.ablation_runs}, "Verdict",
-                {"verdict": self.outputs(tables, "verdict")},
+                "verdict", {**tidy, "correct": kept, "mixed": self.mixed, "ablations": self.ablation_runs}, "Verdict",
+                {name: self.outputs(tables, name) for name in ("verdict", "checks")},
                 "--published $PTMQ_PROJECT/workflow/published.yaml --runs {input.runs} --mixed {input.mixed}"
                 f" {'--ablations {input.ablations}' if self.ablation_runs else ''} --out {{folder}}",
             ),
@@ -252,8 +259,10 @@ class Plan:
         for ablation in ABLATIONS:  # the variants whose names begin with it, beside the default
             missing = [name for name in self.variants(ablation) if not self.shown([name])]
             name = f"ablation_{ablation}"
+            reads = {"records": lambda ablation=ablation: self.ablation_records(ablation)}
+            reads["correct"] = lambda ablation=ablation: self.kept(self.ablation_records(ablation))
             made[name] = Report(
-                "ablation", {"records": lambda ablation=ablation: self.ablation_records(ablation)}, "Ablations",
+                "ablation", reads, "Ablations",
                 {name: self.outputs(tables, name) + self.outputs(figures, name)},
                 f"--root {{root}} --name {ablation} --records {{input.records}} --missing {' '.join(missing)}",
             )  # fmt: skip

@@ -7,6 +7,7 @@ Each is written as CSV, Markdown, LaTeX and HTML.
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,20 +15,27 @@ import numpy as np
 import pandas as pd
 
 KEYS = ["backbone", "method", "variant"]
-GIVEN = {
+GIVEN = {  # columns of `cost`, as its table names them
     "images": "images",
     "labels": "labels",
     "epochs": "epochs",
     "iterations_all": "iterations in all",
+    "calibrations": "calibrations",
     "peak_mb": "peak MiB",
-    "seconds_each": "s a calibration",
+    "seconds": "s a calibration",
     "seconds_all": "s for all widths",
     "switch_images": "images a switch",
     "switch_ms": "ms a switch",
+    "load": "load",
+    "code": "code",
 }
 MULTI = "multi"  # label of a run for all widths at once
 NEEDED = ["labels", "images a switch"]
 LONG = 40  # characters of a LaTeX cell that is wrapped
+WIDE = 90  # characters of a LaTeX row that is scaled to the width of the text
+SYMBOLS = {"±": r"$\pm$", "γ": r"$\gamma$", "λ": r"$\lambda$", "×": r"$\times$", "≥": r"$\geq$", "²": "$^2$"}
+SYMBOLS |= {"⁹": "$^9$", "µ": r"$\mu$"}
+NEEDS = "% Needs \\usepackage{booktabs, graphicx}.\n"
 STYLE = """<!doctype html><meta charset="utf-8"><style>
 body { font: 14px sans-serif } table { border-collapse: collapse; margin: 1em }
 th, td { padding: 3px 9px; text-align: left; border-bottom: 1px solid #ddd }
@@ -51,9 +59,9 @@ def cell(group: pd.DataFrame) -> str:
     return f"{mean_sd(done.top1)}, {len(done)} of {len(group)} seeds, else {why}" if len(done) else why
 
 
-def mean_sd(values: pd.Series) -> str:
+def mean_sd(values: pd.Series, digits: int = 2) -> str:
     """The mean, ± the standard deviation where there are several values."""
-    return f"{values.mean():.2f}" + (f" ± {values.std():.2f}" if len(values) > 1 else "")
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
 def with_width(runs: pd.DataFrame) -> pd.DataFrame:
@@ -74,28 +82,37 @@ def divergence(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows: backbone, method, variant · columns: the widths, lowest first, FP last · cells: top-1 in percent.
-
-    Behind them what each method was given: iterations and seconds of a calibration, peak memory, seconds for all
-    widths.
-    """
+    """Rows: backbone, method, variant · columns: the widths, lowest first, FP last · cells: top-1 in percent."""
     groups = with_width(runs).groupby([*KEYS, "w_bits", "a_bits", "width"])
     table = pd.DataFrame([[*key, cell(group)] for key, group in groups], columns=[*groups.keys, "top1"])
     widths = table.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
-    table = table.pivot(index=KEYS, columns="width", values="top1")[list(widths)].reset_index()
-    given = cost(runs).set_index(KEYS)[list(GIVEN)].rename(columns=GIVEN)
-    given = given.astype(object).map(lambda value: "" if pd.isna(value) else f"{value:.0f}")
-    given[NEEDED] = given[NEEDED].replace("0", "")  # a column for those who need any
-    return ordered(table.join(given, on=KEYS)).fillna("")
+    return ordered(table.pivot(index=KEYS, columns="width", values="top1")[list(widths)].reset_index()).fillna("")
+
+
+def given(runs: pd.DataFrame) -> pd.DataFrame:
+    """`cost` as it is read: what each method was given to serve all widths, and what it took."""
+    table = cost(runs)
+    text = table[list(GIVEN)].rename(columns=GIVEN).astype(object)
+    text = text.map(lambda value: value if isinstance(value, str) else "" if pd.isna(value) else f"{value:.0f}")
+    text[NEEDED] = text[NEEDED].replace("0", "")  # a column for those who need any
+    return pd.concat([table[KEYS], text], axis=1)
+
+
+def load_of(rows: pd.DataFrame) -> str:
+    """The load average of the machine while it calibrated, from the lowest to the highest; empty where not recorded."""
+    loads = pd.concat([rows.load_start, rows.load_end]).dropna()
+    return "" if loads.empty else f"{loads.min():.1f} to {loads.max():.1f}"
 
 
 def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """What it takes to serve all widths of the backbone's bit groups, means over seeds.
 
     images, labels: how many training images are used, and how many labels · epochs: of training · iterations: a
-    unit · iterations_all: a calibration · widths: how many they are · calibrations: how many they need ·
-    seconds_all: those of one calibration times that (a single-width method is charged the mean over the widths of the
-    groups that were run) · switch_images, switch_ms: what a switch of the bit-width re-estimates BatchNorm with.
+    unit · iterations_all: a calibration · widths: how many they are · calibrations: how many they need · seconds: of
+    one calibration, with their standard deviation · seconds_all: those of one calibration times that (a single-width
+    method is charged the mean over the widths of the groups that were run) · switch_images, switch_ms: what a switch of
+    the bit-width re-estimates BatchNorm with · load: what else the machine did · code: why the rows may be of more than
+    one code state.
     """
     done = runs[(runs.status == "done") & (runs.method != "fp32")].astype({"in_groups": bool})
     served = done[done.in_groups].drop_duplicates(["backbone", "w_bits", "a_bits"]).groupby("backbone").size()
@@ -106,8 +123,12 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
         iterations=("iterations", "max"), iterations_all=("iterations_all", "max"), images=("images_used", "max"),
         labels=("labels", "max"), epochs=("epochs", "max"),
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
-        serves=("serves", "max"), label=("label", "first"),
+        serves=("serves", "max"), label=("label", "first"), code=("mixed_code", "first"),
     ).reset_index()  # fmt: skip
+    by_key = each.groupby(KEYS)
+    spread = by_key.seconds.agg(lambda seconds: mean_sd(seconds, 0)).rename("seconds")
+    table = table.join(spread, on=KEYS)
+    table["load"] = [load_of(by_key.get_group(tuple(key))) for key in table[KEYS].itertuples(index=False)]
     switches = (
         done[done.in_groups].groupby(KEYS).agg(switch_images=("switch_images", "max"), switch_ms=("switch_ms", "mean"))
     )
@@ -136,43 +157,54 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
 def write(table: pd.DataFrame, path: Path, by: str | None = "backbone") -> None:
     """One table as CSV; as Markdown, LaTeX and HTML in parts, one for each value of `by`, without empty columns."""
     table.to_csv(path.with_suffix(".csv"), index=False)
-    parts = [table] if by is None else [part for _, part in table.groupby(by, sort=False)]
-    parts = [part.loc[:, (part != "").any()] for part in parts]
-    path.with_suffix(".md").write_text("\n".join(map(_markdown, parts)))
-    path.with_suffix(".tex").write_text("\n".join(map(_latex, parts)))
+    text = table.reset_index(drop=True).map(str)
+    parts = (
+        {path.stem: text}
+        if by is None
+        else {f"{path.stem}, {value}": part for value, part in text.groupby(by, sort=False)}
+    )
+    parts = {name: part.loc[:, (part != "").any()] for name, part in parts.items()}
+    path.with_suffix(".md").write_text("\n".join(map(_markdown, parts.values())))
+    path.with_suffix(".tex").write_text(NEEDS + "\n".join(_latex(part, name) for name, part in parts.items()))
     with pd.option_context("display.max_colwidth", None):
-        pages = [part.to_html(index=False, border=0) for part in parts]
+        pages = [part.to_html(index=False, border=0) for part in parts.values()]
     path.with_suffix(".html").write_text("\n".join([STYLE, *pages]) + "\n")
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    header, *body = ["| " + " | ".join(map(str, row)) + " |" for row in [table.columns, *table.itertuples(index=False)]]
-    return "\n".join([header, "|" + "---|" * len(table.columns), *body]) + "\n"
+    """A table in Markdown, its cells as long as their text."""
+    lines = table.to_markdown(index=False, disable_numparse=True, stralign=None).splitlines()
+    lines[1] = "|" + "---|" * len(table.columns)
+    return "\n".join(lines) + "\n"
 
 
-def _latex(table: pd.DataFrame) -> str:
-    """A tabular in LaTeX, with booktabs."""
-    header, *body = [" & ".join(map(_tex, row)) + r" \\" for row in [table.columns, *table.itertuples(index=False)]]
-    columns = "".join(map(_latex_column, zip(*table.itertuples(index=False), strict=True)))
-    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
-    return "\n".join([begin, r"\toprule", header, r"\midrule", *body, r"\bottomrule", end]) + "\n"
-
-
-def _latex_column(cells: Sequence) -> str:
-    """How a column is set: long text wrapped, text to the left, numbers to the right."""
-    texts = list(map(str, cells))
-    if max(map(len, texts), default=0) > LONG:
-        return "p{5cm}"
-    return "l" if any(text[:1].isalpha() for text in texts) else "r"
-
-
-def _tex(value) -> str:
-    """A cell in LaTeX."""
-    text = str(value)
-    for character, command in {"&": r"\&", "%": r"\%", "_": r"\_", "±": r"$\pm$", "γ": r"$\gamma$"}.items():
+def _latex(table: pd.DataFrame, name: str) -> str:
+    """A table in LaTeX, which a paper can \\input: with booktabs, a caption and a label, no wider than the text."""
+    styler = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    columns = "".join(_latex_column(table[column]) for column in table)
+    label = "tab:" + re.sub("[^a-z0-9]+", "-", name.lower())
+    text = styler.to_latex(
+        column_format=columns,
+        hrules=True,
+        position="htbp",
+        position_float="centering",
+        caption=name.replace("_", r"\_"),
+        label=label,
+    )
+    longest = np.minimum(table.map(len).max(), LONG).sum() if len(table) else 0
+    if longest > WIDE:
+        text = text.replace(r"\begin{tabular}", r"\resizebox{\linewidth}{!}{%" + "\n" + r"\begin{tabular}")
+        text = text.replace(r"\end{tabular}", r"\end{tabular}}")
+    for character, command in SYMBOLS.items():
         text = text.replace(character, command)
     return text
+
+
+def _latex_column(cells: pd.Series) -> str:
+    """How a column is set: long text wrapped, text to the left, numbers to the right."""
+    if cells.map(len).max() > LONG:
+        return "p{5cm}"
+    return "l" if cells.str[:1].str.isalpha().any() else "r"
 
 
 def own_first(runs: pd.DataFrame) -> pd.DataFrame:
@@ -217,8 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write(accuracy(runs), out / "accuracy")
     write(divergence(runs), out / "divergence")
-    costs = cost(runs).astype(object)
-    write(costs.where(costs.notna(), ""), out / "cost")
+    write(given(runs), out / "cost")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import vectors
 
-from ptmq.common.settings import AdaptiveRoundingSettings
-from ptmq.quantization.rounding import AdaptiveRounding, fractional_part, rectified_sigmoid, rounding_regularizer
-from ptmq.reconstruction.losses import distance
+from ptmq.quantization.rounding import AdaptiveRounding, RoundingPerWidth, fractional_part, rectified_sigmoid
+from tests.toys import vectors
 
 V = vectors("adaptive_rounding")
 
@@ -25,12 +22,12 @@ def reference() -> AdaptiveRounding:
 
 def hard_weight(rounding: AdaptiveRounding) -> torch.Tensor:
     codes = torch.clamp(rounding.floors[3] + rounding.hard()[0], 0, 7)
-    return (codes - rounding.zero_points[3]) * rounding.steps[3]
+    return (codes - rounding.zero_points[3]) * rounding.step_sizes[3]
 
 
 def test_initial_v_and_forward_match():
     rounding = reference()
-    close(fractional_part(torch.tensor(V["weight"]), rounding.steps[3]), V["rest"])
+    close(fractional_part(torch.tensor(V["weight"]), rounding.step_sizes[3]), V["rest"])
     close(rounding.v.detach(), V["alpha_init"], atol=1e-5)
     close(rectified_sigmoid(rounding.v).detach(), V["soft_targets_init"])
     close(rounding.soft([3])[3].detach(), V["soft_forward_init"])
@@ -50,44 +47,6 @@ def test_qdrop_soft_and_hard_match():
     close((codes - zero) * step, case["hard"])
 
 
-@pytest.mark.parametrize("count, beta", [(k, v) for k, v in V["temp_b"]["values"].items() if int(k) >= 4000])
-def test_beta_schedule_matches(count, beta):
-    settings = AdaptiveRoundingSettings(steps=V["temp_b"]["t_max"], warmup=V["temp_b"]["warmup"])
-    assert settings.beta_at(int(count)) == pytest.approx(beta)
-
-
-def test_the_regularizer_waits_for_the_warm_up():
-    settings = AdaptiveRoundingSettings(steps=100, warmup=0.2)
-    assert settings.beta_at(19) is None and settings.beta_at(20) == 20
-
-
-@pytest.mark.parametrize("count, value", V["round_loss_weight0.01"].items())
-def test_regularizer_matches(count, value):
-    settings = AdaptiveRoundingSettings(steps=20000, regularizer=0.01)
-    h = torch.tensor(V["soft_targets_init"])
-    assert 0.01 * float(rounding_regularizer(h, settings.beta_at(int(count)))) == pytest.approx(value, abs=1e-6)
-
-
-def test_five_adam_steps_match():
-    case, rounding = V["recon"], reference()
-    optimizer = torch.optim.Adam(rounding.parameters(), lr=1e-3)
-    settings = AdaptiveRoundingSettings(steps=case["iters"], warmup=case["warmup"], regularizer=case["weight"])
-    x, bias, target = (torch.tensor(case[key]) for key in ("x_quant_input", "bias", "target_fp"))
-    for expected in case["trace"]:
-        out = F.relu(F.conv2d(x, rounding.soft([3])[3], bias))
-        error = distance(out, target)
-        beta = settings.beta_at(expected["count"])
-        total = error + settings.regularizer * rounding.regularizer(beta)
-        optimizer.zero_grad()
-        total.backward()
-        assert float(error.detach()) == pytest.approx(expected["rec"], abs=1e-6)
-        assert float(total.detach()) == pytest.approx(expected["total"], abs=1e-6)
-        close(rounding.v.grad, expected["grad_alpha"], rtol=1e-4)
-        optimizer.step()
-        close(rounding.v.detach(), expected["alpha_after"], atol=2e-5)
-    close(hard_weight(rounding), case["final_hard_weight"])
-
-
 @pytest.mark.parametrize("initial", ["lowest", "mean", "zero"])
 def test_one_r_serves_all_widths(initial):
     weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -102,3 +61,19 @@ def test_one_r_serves_all_widths(initial):
         torch.testing.assert_close(rectified_sigmoid(rounding.v), torch.full((4, 6), 0.5))
     sum(w.sum() for w in soft.values()).backward()
     assert rounding.v.grad.abs().sum() > 0
+
+
+def test_rounding_per_width_leaves_the_widths_alone_that_an_iteration_does_not_draw():
+    weight = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    steps = {bits: torch.full((3, 1), 4 / 2**bits) for bits in (3, 4)}
+    rounding = RoundingPerWidth(weight, steps, {3: torch.full((3, 1), 4.0), 4: torch.full((3, 1), 8.0)}, "lowest")
+    (rounding.soft([3])[3].square().sum() + rounding.regularizer(4.0)).backward()
+    assert rounding.each["3"].v.grad.abs().sum() > 0 and rounding.each["4"].v.grad is None
+    assert torch.equal(rounding.hard()[1], rounding.each["4"].hard()[0])
+
+
+def test_a_histogram_counts_every_value_once():
+    rounding = reference()
+    assert int(rounding.histogram().sum()) == rounding.v.numel()
+    rounding.v.data.fill_(9.0)
+    assert int(rounding.histogram()[-1]) == rounding.v.numel(), "h = 1"

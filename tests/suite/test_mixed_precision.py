@@ -5,21 +5,15 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GROUPS, toy_model
-from ptmq.suite.bit_operations import bit_operations
 
-from ptmq.common.bits import BitWidth
 from ptmq.common.errors import InputError
-from ptmq.suite.mixed_precision import Choices, apply, measure, search
-
-W3, W4, W8 = (BitWidth(b, b) for b in (3, 4, 8))
+from ptmq.suite.mixed_precision import Choices, apply, bit_operations, measure, search
+from tests.toys import GROUPS, W3, W4, W8, searched_model
 
 
 @pytest.fixture
 def model(images):
-    model = toy_model()
-    model.search_steps(images, "shrink")
-    return model
+    return searched_model(images)
 
 
 def test_sensitivity_is_the_divergence_of_one_unit_alone(model, images):
@@ -76,10 +70,10 @@ def test_an_assignment_switches_every_unit(model, images):
 
 def test_a_size_is_a_budget_too(model, images):
     choices = measure(model, images)
-    fixed = [layer for layer in model.layers if layer.fixed]
+    fixed = [layer for layer in model.layers if layer.quantizer.fixed]
     assert choices.fixed_bits == 8 * sum(layer.weight.numel() for layer in fixed) > 0
     uniform = dict.fromkeys(choices.sensitivity, W4)
-    packed = sum(layer.weight.numel() * (layer.fixed or 4) for layer in model.layers)
+    packed = sum(layer.weight.numel() * (layer.quantizer.fixed or 4) for layer in model.layers)
     assert choices.kib(uniform) == pytest.approx(packed / 8 / 1024)
     assert choices.bits_within(choices.kib(uniform)) == pytest.approx(4)
     found = search(choices, choices.bits_within(choices.kib(uniform)))

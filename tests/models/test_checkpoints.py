@@ -1,63 +1,20 @@
-"""Datasets and weights: fixed splits, hashes, and refusal of what is not what it claims to be."""
+"""Checkpoints: known by their hash, read as tensors alone, refused where they are not what they claim to be."""
 
+import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
 
 from ptmq.common.errors import InputError
-from ptmq.common.files import save_tensors
-from ptmq.data import datasets
+from ptmq.common.files import load_tensors, save_tensors, sha256
 from ptmq.models import checkpoints as weights
-from ptmq.models.backbone import Checkpoint
+from ptmq.models.backbone import Checkpoint, get_backbone
 from ptmq.models.zoo import BACKBONES
 
 
-def test_digits_splits_are_fixed_and_apart():
-    backbone = BACKBONES["digits_resnet"]
-    parts = {split: datasets.load("digits", split, ROOT, backbone) for split in datasets.SPLITS}
-    assert {split: len(images) for split, images in parts.items()} == {"train": 1000, "heldout": 200, "test": 597}
-    seen = [tuple(image.flatten().tolist()) for images in parts.values() for image in images.images]
-    assert len(set(seen)) > 1780, "splits share images"  # the set itself has a few equal images
-    again = datasets.load("digits", "test", ROOT, backbone)
-    assert torch.equal(again.images, parts["test"].images)
-    x, y = parts["train"].batch(torch.tensor([0, 5]))
-    assert x.shape == (2, 1, 8, 8) and y.shape == (2,)
-    torch.testing.assert_close(parts["train"][5][0], x[1])
-
-
-def write_cifar(folder):
-    """A CIFAR-10 folder of the right names and the wrong content."""
-    for name in datasets.CIFAR_FILES:
-        path = folder / datasets.CIFAR_FOLDER / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"not CIFAR-10")
-
-
-def test_offline_data_must_be_there(tmp_path):
-    with pytest.raises(InputError, match="dataset 'cifar10' is not complete in .* and offline is true"):
-        datasets.fetch("cifar10", tmp_path, offline=True)
-
-
-def test_data_with_another_hash_is_refused(tmp_path):
-    write_cifar(tmp_path)
-    with pytest.raises(InputError, match="has SHA-256 .*, not the official f962466ef690d46b"):
-        datasets.fetch("cifar10", tmp_path, offline=True)
-
-
-def test_folders_come_from_the_profile_then_the_environment(monkeypatch):
-    monkeypatch.setenv("PTMQ_DATA_DIR", "/env/data")
-    monkeypatch.setenv("PTMQ_WEIGHTS_DIR", "/env/weights")
-    assert str(datasets.data_folder(None)) == "/env/data" and str(weights.weights_folder(None)) == "/env/weights"
-    assert str(datasets.data_folder("/mine")) == "/mine"
-    monkeypatch.delenv("PTMQ_DATA_DIR")
-    assert str(datasets.data_folder(None)) == "data"
-
-
 def checkpoint_of(path, **changes) -> Checkpoint:
-    from ptmq.common.files import sha256
-
     return Checkpoint(
         **({"file": path.name, "url": "https://example.org/w", "sha256": sha256(path), "source": "test"} | changes)
     )
@@ -77,8 +34,6 @@ def test_weights_with_another_hash_are_refused(tmp_path):
 
 class Malicious:
     def __reduce__(self):
-        import os
-
         return os.system, ("touch executed",)
 
 
@@ -115,17 +70,6 @@ def test_nan_weights_are_refused():
         weights.load_state(BACKBONES["digits_resnet"].network(), state, "w")
 
 
-@pytest.mark.parametrize("name", [n for n, b in BACKBONES.items() if b.checkpoint])
-def test_checkpoints_name_their_hash_and_source(name):
-    entry = BACKBONES[name].checkpoint
-    digest = entry.sha256 or entry.tensors_sha256
-    assert entry.source and (set(digest) <= set("0123456789abcdef")) and len(digest) in (8, 64, 0)
-    if len(digest) == 8:  # all that its publisher gives, in the file's name
-        assert digest in entry.file and entry.url.endswith(entry.file)
-    if not digest:
-        assert name == "vit_base_patch16_224", "the one whose publisher gives no hash"
-
-
 def test_a_checkpoint_is_known_by_its_tensors_whatever_file_holds_them(tmp_path):
     state = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.zeros(2)}
     entry = Checkpoint("a.safetensors", None, "", "a source", tensors_sha256=weights.tensors_sha256(state))
@@ -143,3 +87,27 @@ def test_a_checkpoint_is_known_by_its_tensors_whatever_file_holds_them(tmp_path)
 def test_a_file_that_has_to_be_brought_is_asked_for(tmp_path):
     with pytest.raises(InputError, match="cannot be downloaded .* Point weights_dir"):
         weights.fetch(BACKBONES["mobilenet_v2_folded"].checkpoint, tmp_path)
+
+
+def test_a_public_file_becomes_the_networks_own_weights(tmp_path, monkeypatch):
+    """Whatever prefix its keys have; nothing else is taken."""
+    network = get_backbone("digits_resnet").network()
+    state = {f"module.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "public.pt")
+    entry = checkpoint_of(tmp_path / "public.pt", entry="state_dict", rename=(("module.", ""),))
+    monkeypatch.setattr(weights, "get_backbone", lambda name: replace(get_backbone(name), checkpoint=entry))
+    weights.convert("digits_resnet", str(tmp_path), True, tmp_path / "out.safetensors")
+    own, info = load_tensors(tmp_path / "out.safetensors")
+    assert own.keys() == network.state_dict().keys()
+    assert all(torch.equal(own[key], value) for key, value in network.state_dict().items())
+    assert info["sha256"] == sha256(tmp_path / "public.pt") and info["backbone"] == "digits_resnet"
+    loaded = weights.load_network("digits_resnet", tmp_path / "out.safetensors")
+    assert not loaded.training
+
+
+def test_folders_come_from_the_profile_then_the_environment(monkeypatch):
+    monkeypatch.setenv("PTMQ_WEIGHTS_DIR", "/env/weights")
+    assert str(weights.weights_folder(None)) == "/env/weights"
+    assert str(weights.weights_folder("/mine")) == "/mine"
+    monkeypatch.delenv("PTMQ_WEIGHTS_DIR")
+    assert str(weights.weights_folder(None)) == "data/weights"

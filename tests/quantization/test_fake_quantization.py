@@ -5,20 +5,18 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import needs_compiler, vectors
 
-from ptmq.common.bits import FP
-from ptmq.network.layers import ActivationQuantizer, Drop
-from ptmq.quantization import tiles as blocked
+from ptmq.quantization import tiles
 from ptmq.quantization.fake_quantization import (
     KeepMask,
     dequantize,
     draw_mask,
     fake_quantize_activation,
     keep_mask,
-    levels,
+    largest_code,
     quantize,
 )
+from tests.toys import needs_compiler, vectors
 
 V = vectors("lsq")
 
@@ -31,7 +29,7 @@ def plain(x, step, zero_point, bits, keep, grad_scale, compiled):
     """The same function as a chain of ordinary operations with straight-through rounding."""
     scaled_step = (step - step * grad_scale).detach() + step * grad_scale
     ratio = x / scaled_step
-    codes = torch.clamp((ratio.round() - ratio).detach() + ratio + zero_point, 0, levels(bits))
+    codes = torch.clamp((ratio.round() - ratio).detach() + ratio + zero_point, 0, largest_code(bits))
     out = (codes - zero_point) * scaled_step
     return out if keep is None else torch.where(keep.like(x) > 0, out, x)
 
@@ -49,7 +47,7 @@ def test_lsq_matches_qdrop(case):
     close(x.grad, case["grad_x"])
     close(step.grad, case["grad_scale"], rtol=1e-4)
     if case["use_grad_scaling"]:
-        default = (x.numel() * levels(case["bit"])) ** -0.5
+        default = (x.numel() * largest_code(case["bit"])) ** -0.5
         assert default == pytest.approx(case["grad_factor"])
 
 
@@ -70,7 +68,7 @@ def test_drop_matches_qdrop():
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 def test_the_analytic_backward_equals_autograd(bits, dropped, channels_last, compiled, monkeypatch):
-    monkeypatch.setattr(blocked, "PART", 64)  # of 240 elements
+    monkeypatch.setattr(tiles, "PART", 64)  # of 240 elements
     generator = torch.Generator().manual_seed(bits)
     x = torch.randn(5, 3, 4, 4, generator=generator)
     if channels_last:
@@ -94,7 +92,7 @@ def test_the_analytic_backward_equals_autograd(bits, dropped, channels_last, com
 ])  # fmt: skip
 def test_bounds_are_the_activation_function_before(name, bounds, dropped, compiled, monkeypatch):
     """To the last bit unless it is compiled, gradients included; the range of the codes ends below 6."""
-    monkeypatch.setattr(blocked, "PART", 64)
+    monkeypatch.setattr(tiles, "PART", 64)
     generator = torch.Generator().manual_seed(0)
     x, grad = 4 * torch.randn(5, 3, 4, 4, generator=generator), torch.randn(5, 3, 4, 4, generator=generator)
     keep = draw_mask(x.numel(), 0.5, generator) if dropped else None
@@ -109,31 +107,13 @@ def test_bounds_are_the_activation_function_before(name, bounds, dropped, compil
         torch.testing.assert_close(ours, reference, atol=1e-6 * compiled, rtol=1e-4 * compiled)
 
 
-@pytest.mark.parametrize("relu", [F.relu, F.relu6])
-@pytest.mark.parametrize("bits", [4, FP])
-def test_a_quantizer_with_a_relu_is_the_relu_and_a_quantizer(relu, bits):
-    x, grad = (4 * torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    results = []
-    for given in (relu, None):
-        quantizer = ActivationQuantizer([4])
-        quantizer.search_steps(x, "minmax")
-        quantizer.relu, quantizer.drop = given, Drop(0.5, torch.Generator().manual_seed(2))
-        quantizer.set_bits(bits)
-        leaf = x.clone().requires_grad_()
-        out = quantizer(leaf if given else relu(leaf))
-        out.backward(grad)
-        results.append((out.detach(), leaf.grad, quantizer.step["4"].grad))
-    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
-    assert results[0][2] == results[1][2], "None in floating point"
-
-
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_gradient_passes_where_the_code_does_not_saturate(bits):
     """For values all over the grid, the ends of its cells among them, and not beyond half a step outside it."""
     step, cells = torch.tensor([0.1]), torch.arange(-2.0, 2**bits + 2, 1 / 16)
     x = (cells * step).requires_grad_()
     fake_quantize_activation(x, step, 0, bits).sum().backward()
-    inside, outside = (cells > -0.5) & (cells < levels(bits) + 0.5), (cells < -0.51) | (cells > levels(bits) + 0.51)
+    inside, outside = (cells > -0.5) & (cells < largest_code(bits) + 0.5), (cells < -0.51) | (cells > largest_code(bits) + 0.51)
     assert x.grad[inside].eq(1).all() and x.grad[outside].eq(0).all()
 
 
@@ -166,7 +146,7 @@ def test_a_mask_of_a_part_of_a_tensor_has_its_shape():
 
 @pytest.mark.parametrize("view", ["dense", "part of a tensor", "expanded gradient"])
 def test_tensors_of_every_layout(view, monkeypatch):
-    monkeypatch.setattr(blocked, "PART", 16)
+    monkeypatch.setattr(tiles, "PART", 16)
     whole = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
     results = []
     for function in (fake_quantize_activation, plain):

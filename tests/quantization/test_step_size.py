@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import vectors
 
 from ptmq.quantization import step_size
 from ptmq.quantization.fake_quantization import dequantize, quantize
+from tests.toys import vectors
 
 BRECQ, QDROP = vectors("step_size"), vectors("lsq")
 

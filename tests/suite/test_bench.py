@@ -1,0 +1,39 @@
+"""The bench: what its records hold. Compiled kernels take their time (tests/e2e)."""
+
+import json
+
+import pytest
+import torch
+
+from ptmq.cli import main
+from ptmq.suite import bench
+from tests.toys import CPU
+
+
+def test_a_switch_is_measured_with_and_without_preparation(tmp_path):
+    out = tmp_path / "record.json"
+    assert main(["bench", "--case", "switching", "--out", str(out)]) == 0
+    measured = json.loads(out.read_text())
+    assert 0 < measured["prepared_ms"] < measured["unprepared_ms"]
+    assert measured["prepared_mib"] > 5 * measured["fp_mib"], "the weights of six widths"
+
+
+def test_a_block_is_measured_beside_its_plain_passes():
+    unit, features = bench.block_of("resnet20-stage3", CPU)
+    assert unit.name == "layer3.1" and features.fp.shape[1:] == (64, 8, 8)
+    runs = [bench.plain_passes(unit, features, 4, 1), bench.Iterations(unit, features, "ptmq")]
+    plain, learned = (min(taken) for taken in bench.interleaved(runs, 3, CPU))
+    assert 0 < plain < learned, "three widths forward and backward against one"
+    assert not any(layer.weight.requires_grad or layer.weight.grad is not None for layer in unit.layers)
+    shares = bench.operators(runs[1], CPU)
+    assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)
+
+
+def test_iterations_of_two_methods_share_a_block():
+    unit, features = bench.block_of("resnet20-stage3", CPU)
+    first, second = (bench.Iterations(unit, features, name) for name in ("qdrop", "ptmq"))
+    before = [parameter.clone() for parameter in first.relaxations[0].parameters()]
+    second()
+    assert all(torch.equal(p, b) for p, b in zip(first.relaxations[0].parameters(), before, strict=True))
+    first()
+    assert not torch.equal(next(first.relaxations[0].parameters()), before[0])
