@@ -10,7 +10,7 @@ from ptmq.common.errors import InputError
 from ptmq.network.graph.blocks import Block, Cutter, is_open
 from ptmq.network.graph.coverage import rows_of
 from ptmq.network.graph.fold import fold_norms
-from ptmq.network.graph.prepare import at_inference, example_for, result_of, some_images
+from ptmq.network.graph.prepare import at_inference, example_for, result_of, some_images, unwrapped
 from ptmq.network.graph.record import Ref, record
 from ptmq.network.layers import Layer, QuantizedLayer, frozen, weight_of
 from ptmq.network.place import (
@@ -88,7 +88,7 @@ def _found(graph: fx.GraphModule, nodes: Sequence[fx.Node], layers: Sequence[boo
         elif number and number == len(found) - 1 and is_edge(block, final):
             names.append(HEAD)
         else:
-            names.append(_unique(block.name, names))
+            names.append(_unique(block.name, [other for other in names if not isinstance(other, Edge)]))
     units: Units = {}
     for number, (block, name) in enumerate(zip(found, names, strict=True)):
         start = found[number - 1].end + 1 if number and name is HEAD else block.start
@@ -152,6 +152,7 @@ def extract(graph: fx.GraphModule, nodes: Sequence[fx.Node], name: str) -> fx.Gr
     part.output(copies[leaves[0]])
     unit = fx.GraphModule(graph, part, class_name="Unit")
     unit.meta |= {"channel_axis": channel_axis(graph, leaves[0]), "ref": leaves[0].meta.get("ref")}
+    unit.meta["per_image"] = enters[0].meta.get("per_image", True)
     return unit
 
 
@@ -167,7 +168,7 @@ def to_units(
     example: see `ptmq.network.trace.trace`. Each module's meta holds its `channel_axis` and its rows of the `coverage`.
     Raises InputError where weights are left out that the spec does not name, or the units are not the network.
     """
-    example = example_for(network, example)
+    network, example = unwrapped(network), example_for(network, example)
     graph = fold_norms(trace(network, example))
     units = assign_units(graph, spec.blocks)
 
@@ -184,13 +185,18 @@ def to_units(
         if is_open(node):
             members.setdefault(units[node], []).append(node)
     found = [(name, extract(graph, nodes, name)) for name, nodes in members.items()]
+    for name, unit in found:
+        if not unit.meta["per_image"]:
+            raise InputError(
+                f"unit {name!r} takes a tensor that does not have the images first. Choose other blocks."
+            )
     found[0][1].meta["coverage"] = rows
     require_equal(network, found, example)
     return found
 
 
 @torch.no_grad()
-def require_equal(network: nn.Module, units: Sequence[tuple[str, nn.Module]], example: Tensor) -> None:
+def require_equal(network: nn.Module, units: Sequence[tuple[str, fx.GraphModule]], example: Tensor) -> None:
     """Raise InputError where units, one after the other, do not give the network's logits; the first that differs."""
     images = some_images(example.flip(0), CHECKED) * 0.75  # none that was recorded: what was taken for constant shows
     expected, x = result_of(at_inference(network)(images.clone())), images
@@ -199,15 +205,16 @@ def require_equal(network: nn.Module, units: Sequence[tuple[str, nn.Module]], ex
     if _equal(x, expected):
         return
     recording, x = record(at_inference(network), images), images
+    found = ""
     for name, unit in units:
-        x, ref = unit(x), unit.meta.get("ref")
+        x, ref, found = unit(x), unit.meta.get("ref"), name
         if isinstance(ref, Ref):
             expected = recording.calls[ref.call].out
             expected = expected if ref.position is None else expected[ref.position]
             if not _equal(x, expected):
                 break
     raise InputError(
-        f"unit {name!r} does not compute what {type(network).__name__} computes there: up to "
+        f"unit {found!r} does not compute what {type(network).__name__} computes there: up to "
         f"{float((x - expected).abs().max()):.3g} apart, where the largest value is {float(expected.abs().max()):.3g}. "
         "Something in it is not followed, such as a scripted function, a function of another library, or chance."
     )

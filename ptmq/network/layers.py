@@ -2,7 +2,7 @@
 
 import copy
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ class Computation(Protocol):
 def computation_of(layer: Layer) -> Computation:
     """What a layer computes."""
     if isinstance(layer, nn.Linear):
-        return F.linear
+        return cast(Computation, F.linear)
     how = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
     if type(layer) in CONVOLUTIONS:
         return partial(CONVOLUTIONS[type(layer)], **how)
@@ -55,7 +55,7 @@ def weight_of(layer: Layer) -> nn.Parameter:
     if type(layer) in TRANSPOSED:
         weight = swapped(layer.weight.detach(), layer.groups).contiguous()  # type: ignore[arg-type]
         return nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    return layer.weight
+    return cast(nn.Parameter, layer.weight)
 
 
 class QuantizedLayer(nn.Module, Generic[Own]):

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import cast
 
 from torch import fx, nn
 
@@ -115,9 +116,14 @@ def quantize_graph(
     for node in layers:
         layer = module_of(graph, node)
         assert isinstance(layer, LAYERS)
-        node.meta["fixed"] = "rules" if spec.rule(str(node.target)) else {node in first: "first layer", node in last: "last layer"}.get(True, "")  # fmt: skip
-        graph.set_submodule(str(node.target), to_layer(layer, fixed[node]))
+        node.meta["fixed"] = "rules" if spec.rule(str(node.target)) else _end(node, first, last)
+        graph.set_submodule(str(node.target), to_layer(cast(Layer, layer), fixed[node]))
     graph.recompile()
+
+
+def _end(node: fx.Node, first: set[fx.Node], last: set[fx.Node]) -> str:
+    """At which end of the network a layer is, in words."""
+    return "first layer" if node in first else "last layer" if node in last else ""
 
 
 def _fixed_activations(

@@ -14,7 +14,7 @@ EDGES = ("layers", "units")
 
 @dataclass(frozen=True)
 class Rule:
-    """Widths that a layer keeps whatever is selected: of its weight, and of what enters it; None for the selected one."""
+    """Widths that a layer keeps whatever is selected, of its weight and of what enters it; None: the selected one."""
 
     weight: int | None = None
     activation: int | None = None
@@ -39,11 +39,11 @@ class QuantizationSpec:
     """What decides how a network is quantized, before anything is calibrated.
 
     blocks: names of its reconstruction blocks, with wildcards ('layer1.*'), or None: they are found · widths: every
-    width that it shall be able to take · edge_bits: width of the weights at the edges, and of what enters the last layer
-    · quantize_softmax: of attention; else it stays in floating point · edges: `layers`, the first and the last layer, or
-    `units`, all layers of stem and head · keep_fp: layers and parameters that may stay in floating point, by name, with
-    wildcards · rules: widths of single layers, by name, with wildcards: {'head.*': 'W8A8', 'gate': 'FP'}; of several that
-    fit, the last counts · strict: refuse a network with weights that are not quantized and not in `keep_fp`.
+    width that it shall be able to take · edge_bits: width of the weights at the edges, and of what enters the last
+    layer · quantize_softmax: of attention; else it stays in floating point · edges: `layers`, the first and the last
+    layer, or `units`, all layers of stem and head · keep_fp: layers and parameters that stay in floating point, by
+    name, with wildcards · rules: widths of single layers, by name, with wildcards: {'head.*': 'W8A8', 'gate': 'FP'};
+    of several that fit, the last counts · strict: refuse a network with weights that are not quantized and not named.
     """
 
     blocks: Sequence[str] | None
@@ -88,7 +88,7 @@ class QuantizationSpec:
         return any(fnmatchcase(name, pattern) for pattern in self.keep_fp)
 
     def require_fits(self, names: Iterable[str]) -> None:
-        """Raise InputError where a rule or an entry of `keep_fp` fits none of the names, which may be a typing error."""
+        """Raise InputError where a rule or an entry of `keep_fp` fits none of the names: it may be misspelt."""
         known = sorted(set(names))
         for field_name, patterns in (("rules", self.rules), ("keep_fp", self.keep_fp)):
             for pattern in patterns:

@@ -41,8 +41,8 @@ MOVING_METHODS = (
 def trace(network: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     """The network's graph at inference; nothing in it writes into what it is given.
 
-    example: images that the network takes, (n, ...); None: of a size found by trial. Sizes of images become constants of
-    the graph, their number does not. Raises InputError where the network cannot be followed.
+    example: images that the network takes, (n, ...); None: of a size found by trial. Sizes of images become constants
+    of the graph, their number does not. Raises InputError where the network cannot be followed.
     """
     network, example = unwrapped(network), example_for(network, example)
     first, second = at_inference(network), at_inference(network)

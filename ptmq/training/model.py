@@ -41,7 +41,8 @@ class SwitchableNorm(nn.Module):
 class TrainableModel(Switchable):
     """A network with layers and quantizers of a method's choice: (batch, ...) images -> (batch, classes) logits.
 
-    network: a trained FP network; it is not changed · spec, example: as for `ptmq.network.model.MultiBitModel` · to_layer, to_quantizer: as for `ptmq.network.place.quantize_graph` ·
+    network: a trained FP network; it is not changed · spec, example: as for `ptmq.network.model.MultiBitModel` ·
+    to_layer, to_quantizer: as for `ptmq.network.place.quantize_graph` ·
     norm_per_width: every BatchNorm becomes a SwitchableNorm.
     """
 
@@ -71,8 +72,8 @@ class TrainableModel(Switchable):
         norms = [(name, module) for name, module in graph.named_modules() if isinstance(module, NORMS)]
         if not norms:
             raise InputError(
-                f"{type(network).__name__} has no BatchNorm to re-estimate, or to keep one of for every width. Leave the "
-                "backbone out for this method (backbones: [...])."
+                f"{type(network).__name__} has no BatchNorm to re-estimate, or to keep one of for every width. Leave "
+                "the backbone out for this method (backbones: [...])."
             )
         self.switched_norms: list[SwitchableNorm] = []
         if norm_per_width:

@@ -308,7 +308,8 @@ def _parameter(value: Tensor) -> nn.Parameter:
 
 def _fill(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """Give a layer on no device its parameters."""
-    layer.weight, layer.bias = _parameter(weight), None if bias is None else _parameter(bias)
+    layer.register_parameter("weight", _parameter(weight))
+    layer.register_parameter("bias", None if bias is None else _parameter(bias))
     return layer.eval()
 
 
@@ -337,7 +338,7 @@ def _layer_norm(
     if weight is None and bias is None:
         return None
     return _fill(
-        nn.LayerNorm(normalized_shape, eps, device="meta"),
+        nn.LayerNorm(list(normalized_shape), eps, device="meta"),
         torch.ones(normalized_shape) if weight is None else weight,
         bias,
     )

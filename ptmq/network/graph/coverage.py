@@ -113,20 +113,24 @@ def _rows_of_node(
         quantizer: Any = module.quantizer
         bits = tuple(getattr(quantizer, "widths", spec.weight_bits)) or (FP,)
         yield Row(name, module.kind, module.weight.numel(), bits, node.meta.get("fixed", ""))
-    elif isinstance(module, LAYERS):
+    elif module is not None and isinstance(module, LAYERS):
         asked = "keep_fp" if spec.keeps(name) else "rules"
-        yield Row(name, type(module).__name__, module.weight.numel(), (FP,), f"kept in floating point by {asked}")
+        yield Row(name, type(module).__name__, module.weight.numel(), (FP,), f"kept in floating point by {asked}")  # type: ignore[operator]
     elif isinstance(module, ChannelAffine):
         yield Row(
-            name, "BatchNorm", 2 * len(module.scale), (FP,), "follows no layer: a fixed scale and shift a channel"
+            name, "BatchNorm", _count(node, parameters), (FP,), "follows no layer: a fixed scale and shift a channel"
         )
     elif isinstance(module, (*NORMS, nn.LayerNorm)):
-        count = sum(parameters[origin] for origin in _origins(node) if origin in parameters)
-        yield Row(name, type(module).__name__, count, (FP,), "a norm")
+        yield Row(name, type(module).__name__, _count(node, parameters), (FP,), "a norm")
     elif node.op == "get_attr":
         for origin in sorted(_origins(node)):
             if origin in parameters:
                 yield Row(origin, "parameter", parameters[origin], (FP,), _use(node))
+
+
+def _count(node: fx.Node, parameters: dict[str, int]) -> int:
+    """How many parameters a norm has."""
+    return sum(parameters.get(origin, 0) for origin in _origins(node))
 
 
 def _use(node: fx.Node) -> str:

@@ -39,6 +39,7 @@ def at_inference(network: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for module in network.modules():
         held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        memo |= {id(thing): thing for thing in held if isinstance(thing, torch.jit.ScriptFunction)}  # no copies of it
         for tensor in held:
             if isinstance(tensor, Tensor) and id(tensor) not in memo:
                 value = tensor.detach().cpu().clone()

@@ -1,9 +1,9 @@
 """Recording what a network computes: every operation on tensors, in order, in place of nothing.
 
-The network runs on real images, and each operation that Python hands to torch is written down. So whatever the network
-does in Python is followed (sizes, conditions, shared modules, wrapped functions), and only the arithmetic stays. Weights
-and what is computed from them alone are constants. A write into a tensor becomes a new value: who reads the tensor, or
-a view of it, afterwards reads that value.
+The network runs on real images, and each operation that Python hands to torch is written down. So whatever the
+network does in Python is followed (sizes, conditions, shared modules, wrapped functions), and only the arithmetic
+stays. Weights and what is computed from them alone are constants. A write into a tensor becomes a new value: who reads
+the tensor, or a view of it, afterwards reads that value.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,6 +24,7 @@ from ptmq.network.graph.prepare import result_of
 
 # a number that Python decides by: of images, it would be that of the images recorded
 DECIDES = ("__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "numpy", "__array__")
+AS = {"reshape_as": "reshape", "view_as": "view", "expand_as": "expand"}
 SAME = ("detach", "requires_grad_", "detach_", "data")  # the same values under another name
 
 
@@ -325,6 +326,8 @@ def _canonical(func: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tup
     name = _name(func)
     if getattr(func, "__name__", "") == "__get__":
         return getattr, (args[0], name), {}
+    if name in AS and getattr(torch.Tensor, name) is func:  # another tensor's shape, not its values
+        return AS[name], (args[0], tuple(args[1].shape)), {}
     method = getattr(torch.Tensor, name, None)
     if method is func or (method is not None and getattr(func, "__module__", "") == "torch._tensor"):
         return name, args, kwargs
