@@ -19,7 +19,9 @@ def save_model(folder: Path, model: Switchable, backbone: str, method: Method, i
     """Write a model that `method` calibrated; `info` is kept in model.json beside what loading needs."""
     shape: dict[str, Any] = {"backbone": backbone, "widths": [str(width) for width in model.widths]}
     if isinstance(model, MultiBitModel):
-        shape |= {"edge_bits": model.spec.edge_bits, "softmax": model.spec.quantize_softmax}
+        spec = model.spec
+        shape |= {"edge_bits": spec.edge_bits, "softmax": spec.quantize_softmax}
+        shape |= {"anchor": spec.anchor, "correction": spec.correction}
     else:
         shape |= {"method": method.name, "settings": asdict(method.settings)}
     serialization.save_model(folder, model, shape, info)
@@ -42,5 +44,6 @@ def _build(shape: dict[str, Any]) -> Switchable:
     widths = [BitWidth.parse(width) for width in shape["widths"]]
     if "method" in shape:  # a model of the method's own
         return create(shape["method"], shape["settings"], widths).build(network, backbone.blocks)
-    spec = QuantizationSpec(backbone.blocks, widths, shape["edge_bits"], shape.get("softmax", False))
+    more = shape.get("softmax", False), shape.get("anchor", 0), shape.get("correction", "none")
+    spec = QuantizationSpec(backbone.blocks, widths, shape["edge_bits"], *more)
     return MultiBitModel(network, spec)

@@ -29,7 +29,7 @@ from ptmq.reconstruction.settings import Execution, StepSizeSettings
 
 METHODS: dict[str, type["Method"]] = {}
 BROKEN: dict[str, str] = {}  # modules that could not be imported, and why
-OWN = ("ptmq.methods.ptmq",)  # modules of methods that are no baselines
+OWN = ("ptmq.methods.ptmq", "ptmq.methods.nested")  # modules of methods that are no baselines
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,10 @@ class Method:
 
     def spec(self, blocks: Sequence[str]) -> QuantizationSpec:
         """How a network with these blocks is quantized."""
-        return QuantizationSpec(blocks, self.widths, self.settings.edge_bits, self.settings.quantize_softmax)
+        settings = self.settings
+        return QuantizationSpec(
+            blocks, self.widths, settings.edge_bits, settings.quantize_softmax, correction=settings.correction
+        )
 
     def build(self, network: nn.Module, blocks: Sequence[str]) -> Switchable:
         """The multi-bit model of a network, with nothing calibrated: what a calibrated model is loaded into."""

@@ -11,7 +11,8 @@ from ptmq.network.layers import QuantizedLayer, frozen
 from ptmq.network.place import HEAD, STEM, QuantizationSpec, absorb_relus, quantize_graph
 from ptmq.network.trace import is_activation, is_layer, module_of, trace
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
-from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
+from ptmq.quantization.correction import ChannelCorrection
+from ptmq.quantization.weight_quantizer import GridWeightQuantizer, NestedWeightQuantizer, RoundedWeightQuantizer
 
 
 def assign_units(graph: fx.GraphModule, blocks: Sequence[str]) -> dict[fx.Node, str]:
@@ -65,8 +66,13 @@ def to_units(network: nn.Module, spec: QuantizationSpec) -> list[tuple[str, fx.G
     units = assign_units(graph, spec.blocks)
 
     def to_layer(layer: nn.Module, fixed: int | None) -> QuantizedLayer:
-        quantizer = RoundedWeightQuantizer(layer.weight.shape, spec.weight_bits, fixed)
-        return QuantizedLayer(frozen(layer), quantizer)
+        quantizer: GridWeightQuantizer = (
+            NestedWeightQuantizer(layer.weight.shape, spec.weight_bits, fixed, spec.anchor)
+            if spec.anchor
+            else RoundedWeightQuantizer(layer.weight.shape, spec.weight_bits, fixed)
+        )
+        correction = None if spec.correction == "none" else ChannelCorrection(len(layer.weight), spec.widths)
+        return QuantizedLayer(frozen(layer), quantizer, correction)
 
     quantize_graph(graph, units, spec, to_layer, lambda fixed: ActivationQuantizer(spec.activation_bits, fixed))
     absorb_relus(graph)

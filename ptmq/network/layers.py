@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptmq.common.bits import FP
+from ptmq.common.bits import FP, BitWidth
+from ptmq.common.errors import InputError
+from ptmq.quantization.correction import ChannelCorrection
 
 LAYERS = (nn.Conv2d, nn.Linear)  # what can be quantized
 
@@ -23,19 +25,21 @@ class QuantizedLayer(nn.Module):
     """A convolution or linear layer that sees its weight (out, in, ...) through a quantizer.
 
     quantizer: a `WeightQuantizer`, or any module of that interface: `forward(weight)`, `set_bits(bits)` · layer: its
-    parameters become this layer's own.
+    parameters become this layer's own · correction: of its output channels, one a width, or None.
     """
 
-    def __init__(self, layer: nn.Module, quantizer: nn.Module):
+    def __init__(self, layer: nn.Module, quantizer: nn.Module, correction: ChannelCorrection | None = None):
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.conv = convolution_of(layer)
-        self.quantizer = quantizer
+        self.quantizer, self.correction = quantizer, correction
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, ...) -> (batch, out, ...)."""
-        weight = self.quantizer(self.weight)
-        return F.linear(x, weight, self.bias) if self.conv is None else F.conv2d(x, weight, self.bias, **self.conv)
+        weight, bias = self.quantizer(self.weight), self.bias
+        if self.correction is not None:
+            weight, bias = self.correction(weight, bias)
+        return F.linear(x, weight, bias) if self.conv is None else F.conv2d(x, weight, bias, **self.conv)
 
     @property
     def bits(self) -> int:
@@ -46,8 +50,19 @@ class QuantizedLayer(nn.Module):
         """Select the weight's width."""
         self.quantizer.set_bits(bits)
 
+    def set_width(self, width: BitWidth) -> None:
+        """Select the weight's width, and with it the correction for weights and activations of that width."""
+        if width.weight == FP and self.weight is None:
+            raise InputError(
+                "this model holds integer codes and no floating-point weights, so it cannot run at 32 bits. Take the "
+                "network that it was made of, or one of the model's widths."
+            )
+        self.set_bits(width.weight)
+        if self.correction is not None:
+            self.correction.select(width)
+
     def weight_at(self, bits: int) -> Tensor:
-        """The weight as the network sees it at `bits`, of its shape."""
+        """The weight on its grid at `bits`, of its shape; what is corrected in the network is not corrected here."""
         return self.weight if bits == FP else self.quantizer.quantized(self.weight, bits)
 
     def search_step_sizes(self, search: str) -> None:

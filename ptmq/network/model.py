@@ -34,7 +34,7 @@ class Unit(nn.Module):
     def set_bits(self, width: BitWidth) -> None:
         """Select the width of every layer and quantizer of this unit."""
         for layer in self.layers:
-            layer.set_bits(width.weight)
+            layer.set_width(width)
         for quantizer in self.quantizers:
             quantizer.set_bits(width.activation)
 

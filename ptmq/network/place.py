@@ -20,13 +20,17 @@ class QuantizationSpec:
 
     blocks: names of its reconstruction blocks, with wildcards ('layer1.*') · widths: every width that it shall be able
     to take · edge_bits: width of the weights of stem and head, and of what enters the last layer ·
-    quantize_softmax: of attention; else it stays in floating point.
+    quantize_softmax: of attention; else it stays in floating point · anchor: the width whose error decides the weights'
+    grid where all widths share one (nested); 0: every width has a grid of its own · correction: what every layer is
+    corrected by at every width, one of `ptmq.quantization.correction.KINDS`.
     """
 
     blocks: Sequence[str]
     widths: Sequence[BitWidth]
     edge_bits: int = 8
     quantize_softmax: bool = False
+    anchor: int = 0
+    correction: str = "none"
 
     def __post_init__(self) -> None:
         widths = tuple(sorted(BitWidth.parse(width) for width in self.widths))

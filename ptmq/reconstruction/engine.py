@@ -104,6 +104,7 @@ class Learner:
         execution: Execution,
         importance: Tensor | None = None,
     ):
+        more = hooks.begin(unit, features)
         self.unit, self.hooks, self.features, self.random = unit, hooks, features, random
         self.execution, self.importance = execution, importance
         self.settings = hooks.settings
@@ -119,11 +120,12 @@ class Learner:
             [
                 {"params": roundings, "lr": self.settings.lr_rounding},
                 {"params": steps, "lr": self.settings.lr_step_size},
+                *more,
             ]
         )
         schedules = {"constant": lambda iteration: 1.0, "cosine": self._cosine}
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, [schedules[self.settings.lr_rounding_schedule], self._cosine]
+            self.optimizer, [schedules[self.settings.lr_rounding_schedule], *[self._cosine] * (1 + len(more))]
         )
 
     def iterate(self) -> Tensor:
@@ -258,6 +260,7 @@ def reconstruct(
                 with learning(Learner(part, hooks, features, random, execution, importance)) as learner:
                     entry |= {"h_before": learner.rounding_histogram(), "loss": learn(learner, progress)}
                     entry["h_after"] = learner.rounding_histogram()
+                hooks.end(part, features)
                 entry |= {"error_before": before, "error_after": reconstruction_error(part, features)}
                 records.append(entry)
                 if resume:

@@ -18,6 +18,7 @@ from ptmq.quantization.fake_quantization import choose, keep_mask
 from ptmq.quantization.rounding import AdaptiveRounding, Relaxation
 from ptmq.reconstruction.features import Features
 from ptmq.reconstruction.losses import distance
+from ptmq.reconstruction.matching import match
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, ReconstructionSettings
 
 
@@ -80,6 +81,18 @@ class Pass:
     def regularizer(self, relaxations: Sequence[Any], iteration: int) -> Tensor | float:
         """What is added to the loss at `iteration`, counted from 1."""
         return 0.0
+
+    def begin(self, unit: Unit, features: Features) -> Sequence[dict[str, Any]]:
+        """Before a unit is learned: groups of parameters beside rounding and step sizes, with their learning rates.
+
+        Each is {"params": [...], "lr": ...}; the rates fall to 0 as a cosine.
+        """
+        return []
+
+    def end(self, unit: Unit, features: Features) -> None:
+        """After a unit was learned; here its corrections are matched, where there are any."""
+        if self.settings.correction != "none":
+            match(unit, features, self.widths, self.settings)
 
 
 class AdaptiveRoundingPass(Pass):

@@ -1,0 +1,147 @@
+"""Nested: one 8-bit code for all bit-widths, a correction for each of them, and learned rounding where it pays.
+
+A weight is one byte. Step sizes are a power of two apart, so every width is a shift of that byte
+(`NestedWeightQuantizer`). Widths of few bits add one learned bit a weight to the byte rounded down; from there on it is
+rounded to nearest. Every layer's output is corrected at every width by a gain and a shift of each output channel
+(`ptmq.quantization.correction`), which are learned beside the rounding or matched to the moments of the FP network.
+Every width learns on its own features, towards the FP output, under QDrop's dropping. Ours; nothing published for
+post-training quantization of vision networks that we found has this combination. Nested codes: MatQuant and Double
+Rounding (https://arxiv.org/abs/2502.01199), trained with labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ptmq.common.bits import BitGroups, BitWidth
+from ptmq.common.errors import one_of
+from ptmq.methods.interface import register
+from ptmq.methods.reconstruction import Reconstruction
+from ptmq.network.layers import QuantizedLayer
+from ptmq.network.model import MultiBitModel, Unit
+from ptmq.network.place import QuantizationSpec
+from ptmq.quantization.rounding import Relaxation, RoundingPerWidth
+from ptmq.reconstruction.engine import Progress, ResumeFile, silent
+from ptmq.reconstruction.features import Features
+from ptmq.reconstruction.matching import deviations, match, match_network
+from ptmq.reconstruction.passes import AdaptiveRoundingPass
+from ptmq.reconstruction.settings import AdaptiveRoundingSettings, Execution
+
+ORDERS = ("matched", "learned", "first", "after")
+DRAWS = ("low", "groups")
+
+
+@dataclass(frozen=True)
+class NestedSettings(AdaptiveRoundingSettings):
+    """The grid, which widths learn their rounding, how widths are drawn, and where corrections come from."""
+
+    iterations: int = 500  # a unit; 0: nothing is learned, corrections are matched
+    anchor: int = 4  # the width at which the grid's error is measured; 0: every width has a grid of its own
+    learned_up_to: int = 4  # weight bits up to which a width's rounding is learned
+    draw: str = "low"  # low: these widths, and one of the others; groups: one of each group
+    correction: str = "gain"
+    correction_order: str = "after"
+    lr_correction: float = 1e-3
+
+    fewest_iterations: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("draw", self.draw, DRAWS)
+        one_of("correction_order", self.correction_order, ORDERS)
+
+
+class NestedPass(AdaptiveRoundingPass):
+    """One pass for all widths: rounding of its own for every low width, corrections for all."""
+
+    settings: NestedSettings
+
+    def __init__(self, settings: NestedSettings, widths: Sequence[BitWidth], groups: BitGroups | None):
+        super().__init__(settings, widths)
+        self.groups = groups
+        self.low = [width for width in self.widths if width.weight <= settings.learned_up_to]
+        self.high = [width for width in self.widths if width not in self.low]
+
+    def relax(self, layer: QuantizedLayer) -> Relaxation | None:
+        """One V for each low width, over the code rounded down; edges keep their code."""
+        quantizer = layer.quantizer
+        learned = [bits for bits in quantizer.widths if bits <= self.settings.learned_up_to]
+        if not learned or quantizer.fixed:
+            return None
+        steps, zeros = quantizer.step_sizes(), quantizer.zero_points()
+        grids = {b: steps[b] for b in learned}, {b: zeros[b] for b in learned}
+        floors = {bits: quantizer.floors(bits) for bits in learned}
+        return RoundingPerWidth(layer.weight, *grids, self.settings.initial_v, floors)
+
+    def draw(self, generator: torch.Generator) -> Sequence[BitWidth]:
+        """Every low width and one of the others, or one of each group."""
+        if self.settings.draw == "groups":
+            return self.groups.draw(generator)
+        if not self.high:
+            return self.low
+        return [*self.low, self.high[int(torch.randint(len(self.high), (), generator=generator))]]
+
+    def begin(self, unit: Unit, features: Features) -> Sequence[dict[str, Any]]:
+        """The corrections learn, shifts at a rate relative to the deviation of the layer's output."""
+        if self.settings.correction == "none" or self.settings.correction_order == "matched":
+            return []
+        if self.settings.correction_order == "first":
+            match(unit, features, self.widths, self.settings)
+        groups = []
+        for layer, deviation in deviations(unit, features.fp).items():
+            layer.correction.learn(True)
+            groups.append(
+                {"params": list(layer.correction.shift.values()), "lr": self.settings.lr_correction * deviation}
+            )
+            if self.settings.correction == "gain":
+                groups.append({"params": list(layer.correction.gain.values()), "lr": self.settings.lr_correction})
+        return groups
+
+    def end(self, unit: Unit, features: Features) -> None:
+        """Keep what was learned at low widths; match the others, whose weights are rounded to nearest."""
+        if self.settings.correction == "none":
+            return
+        for layer in unit.layers:
+            layer.correction.learn(False)
+            layer.correction.keep_bounded()
+        rest = {"matched": self.widths, "after": self.high}.get(self.settings.correction_order, ())
+        match(unit, features, rest, self.settings)
+
+
+@register
+class Nested(Reconstruction):
+    """One 8-bit code for all widths, corrected per width and channel; rounding learned at low widths."""
+
+    name = "nested"
+    Settings = NestedSettings
+
+    def spec(self, blocks: Sequence[str]) -> QuantizationSpec:
+        """With one grid for all widths."""
+        settings = self.settings
+        return QuantizationSpec(
+            blocks, self.widths, settings.edge_bits, settings.quantize_softmax, settings.anchor, settings.correction
+        )
+
+    def passes(self) -> Sequence[NestedPass]:
+        """One pass for all widths."""
+        return [NestedPass(self.settings, self.widths, self.groups)]
+
+    def calibrate(
+        self,
+        model: MultiBitModel,
+        images: Tensor,
+        seed: int,
+        execution: Execution = Execution(),  # noqa: B008 (frozen)
+        resume: ResumeFile | None = None,
+        progress: Progress = silent,
+    ) -> list[dict[str, Any]]:
+        """Search the grids, then learn, or match alone where nothing is learned."""
+        if self.settings.iterations:
+            return super().calibrate(model, images, seed, execution, resume, progress)
+        model.search_step_sizes(images[: self.settings.step_size_images], self.settings.step_size_search)
+        if self.settings.correction != "none":
+            match_network(model, images, self.settings)
+        return []
