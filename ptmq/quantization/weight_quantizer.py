@@ -4,7 +4,7 @@ The layer only holds it and asks it for the weight. A new kind of weight quantiz
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,10 @@ class GridWeightQuantizer(WeightQuantizer):
 
     Subclasses give `codes`, `grid`, `search_step_sizes` and `set_rounding`. `fixed` names a width that it keeps
     whatever is selected (the first and the last layer).
+    stands_alone: whether its codes need no floating-point weight, so that a saved model holds none.
     """
+
+    stands_alone: ClassVar[bool] = False
 
     def __init__(self, shape: Sequence[int], widths: Sequence[int], fixed: int | None = None):
         super().__init__()
@@ -189,6 +192,7 @@ class NestedWeightQuantizer(GridWeightQuantizer):
     anchor: the width at which the search measures the error of the grid.
     """
 
+    stands_alone = True
     step: Tensor
     zero_point: Tensor
     code: Tensor
