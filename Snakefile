@@ -5,7 +5,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-if not workflow.config_settings.configfiles:
+if "dataset" not in config:  # no --configfile was given
 
     configfile: "workflow/config/digits.yaml"
 
@@ -24,24 +24,7 @@ if not FROM_RECORDS:
 
 
 include: "workflow/rules/report.smk"
-include: "workflow/rules/ablations.smk"
-include: "workflow/rules/verdict.smk"
 include: "workflow/rules/mlflow.smk"
-
-
-# On a cluster these run where snakemake does: they take seconds.
-localrules:
-    all,
-    profile,
-    collect,
-    tables,
-    accuracy,
-    cost,
-    blocks,
-    figures,
-    frontier,
-    verdict,
-    mlflow,
 
 
 rule all:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ptmq.methods.interface import Method, register
-from ptmq.network.layers import QuantizedLayer, frozen
+from ptmq.network.layers import Layer, QuantizedLayer, frozen
 from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
 from ptmq.training.adaptive_bn import AdaptiveBNModel
 
@@ -24,7 +24,7 @@ class AdaptiveBN(Method):
         """The network with its BatchNorms, which are not folded here."""
         spec = self.spec(blocks)
 
-        def to_layer(layer: nn.Module, fixed: int | None) -> nn.Module:
+        def to_layer(layer: Layer, fixed: int | None) -> QuantizedLayer:
             quantizer = RoundedWeightQuantizer(layer.weight.shape, spec.weight_bits, fixed)
             return QuantizedLayer(frozen(layer), quantizer)
 

@@ -14,7 +14,7 @@ from ptmq.common.errors import require
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.network.model import Unit
-from ptmq.reconstruction.passes import AdaptiveRoundingPass
+from ptmq.reconstruction.passes import AdaptiveRoundingPass, Passes
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings
 
 
@@ -48,6 +48,6 @@ class AdaRound(Reconstruction):
     Pass = LayerByLayer
     per_width = True
 
-    def passes(self) -> Sequence[Pass]:
+    def passes(self) -> Passes:
         """One pass, under FP activations."""
-        return [self.weights_alone()]
+        return self.weights_alone()

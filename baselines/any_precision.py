@@ -24,8 +24,9 @@ from ptmq.methods.label_training import SCHEDULES_FOR_ALL_WIDTHS, TrainedMethod,
 from ptmq.network.layers import QuantizedLayer
 from ptmq.network.model import Switchable
 from ptmq.network.place import QuantizationSpec
-from ptmq.network.trace import module_of, relu_of
+from ptmq.network.trace import input_of, module_of, relu_of
 from ptmq.quantization.fake_quantization import largest_code
+from ptmq.quantization.quantizer import Quantizer
 from ptmq.quantization.weight_quantizer import WeightQuantizer
 from ptmq.training.model import TrainableModel
 
@@ -70,12 +71,12 @@ class _Activation(torch.autograd.Function):
     """Clipped to 0..1 and rounded, with the gradient of the clipping; few passes over memory."""
 
     @staticmethod
-    def forward(ctx, x, bits):
+    def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
         ctx.save_for_backward(x)
         return x.clamp(0, 1).mul_(largest_code(bits)).round_().div_(largest_code(bits))
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors  # the bounds belong to the range, and this operation excludes its own
         return torch.ops.aten.hardtanh_backward(grad, x, -EPSILON, 1 + EPSILON), None
 
@@ -105,19 +106,15 @@ class DoReFaWeightQuantizer(WeightQuantizer):
         return decode(codes.to(weight.dtype), bits, scale_of(weight))
 
 
-class AnyPrecisionActivation(nn.Module):
+class AnyPrecisionActivation(Quantizer):
     """DoReFa's activation quantizer; at an edge it passes its input on."""
 
     def __init__(self, at_edge: bool):
         super().__init__()
-        self.at_edge, self.bits = at_edge, FP
+        self.at_edge = at_edge
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.at_edge else quantize_activation(x.float(), self.bits)  # bfloat16 is too coarse for 8 bits
-
-    def set_bits(self, bits: int) -> None:
-        """Select a width."""
-        self.bits = bits
 
 
 class AnyPrecisionModel(TrainableModel):
@@ -135,7 +132,7 @@ class AnyPrecisionModel(TrainableModel):
         )
         for node in self.graph.graph.nodes:
             quantizer = module_of(self.graph, node)
-            if isinstance(quantizer, AnyPrecisionActivation) and relu_of(self.graph, node.args[0]) is None:
+            if isinstance(quantizer, AnyPrecisionActivation) and relu_of(self.graph, input_of(node)) is None:
                 raise InputError(
                     f"any_precision clips to 0..1 what enters a layer, but what {str(node.args[0])!r} gives has both "
                     "signs. Leave the backbone out for this method (backbones: [...])."
@@ -171,7 +168,7 @@ class AnyPrecision(TrainedMethod):
         model = self.build(task.network, task.blocks)
         return model, self.train(model, task)
 
-    def losses(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterable[Tensor]:
+    def losses(self, model: Any, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterable[Tensor]:
         """Labels at the highest width; at every other the output of the next higher one (recursive supervision)."""
         target = None
         for width in sorted(self.widths, reverse=True):

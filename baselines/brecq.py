@@ -22,7 +22,7 @@ from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.network.model import Unit
 from ptmq.reconstruction.features import Features, joined, propagate, take
-from ptmq.reconstruction.passes import AdaptiveRoundingPass
+from ptmq.reconstruction.passes import AdaptiveRoundingPass, Passes
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings
 
 
@@ -80,6 +80,6 @@ class BRECQ(Reconstruction):
     Pass = BRECQPass
     per_width = True
 
-    def passes(self) -> Sequence[Pass]:
+    def passes(self) -> Passes:
         """Weights, then step sizes."""
         return self.weights_then_step_sizes(self.settings.activation_iterations)

@@ -9,7 +9,7 @@ Departures: the factors are learned as logarithms, as in the released code; s1 s
 search; learning rates and iterations are those of docs/defaults.md.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ptmq.common.errors import one_of, require
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
-from ptmq.network.layers import QuantizedLayer
+from ptmq.network.layers import GridLayer
 from ptmq.quantization.fake_quantization import largest_code
 from ptmq.quantization.rounding import Relaxation
-from ptmq.reconstruction.passes import Pass
+from ptmq.reconstruction.passes import Pass, Passes
 from ptmq.reconstruction.settings import ReconstructionSettings
 
 
@@ -45,7 +45,7 @@ class ElementwiseDivision(Relaxation):
     """The learned divisors of one layer's weight, (out, in, ...); step_sizes, zero_points: (out, 1, ...) a width."""
 
     def __init__(self, weight: Tensor, step_sizes: dict[int, Tensor], zero_points: dict[int, Tensor]):
-        super().__init__()
+        super().__init__(step_sizes)
         self.weight, self.zero_points = weight, zero_points
         self.log_s1 = nn.ParameterDict({str(bits): nn.Parameter(step.log()) for bits, step in step_sizes.items()})
         self.log_s2 = nn.Parameter(torch.zeros_like(weight))
@@ -81,7 +81,7 @@ class ElementwiseDivision(Relaxation):
 class FlexRoundPass(Pass):
     """Learns divisors of the weights beside the activation step sizes."""
 
-    def relax(self, layer: QuantizedLayer) -> Relaxation:
+    def relax(self, layer: GridLayer) -> Relaxation:
         """Every divisor starts from 1, the step size from the search: rounding to nearest."""
         return ElementwiseDivision(layer.weight, layer.quantizer.step_sizes(), layer.quantizer.zero_points())
 
@@ -95,7 +95,7 @@ class FlexRound(Reconstruction):
     Pass = FlexRoundPass
     per_width = True
 
-    def passes(self) -> Sequence[Pass]:
+    def passes(self) -> Passes:
         """One pass as QDrop, or two as BRECQ."""
         if self.settings.setting == "brecq":
             return self.weights_then_step_sizes(self.settings.activation_iterations)

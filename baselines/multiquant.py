@@ -28,7 +28,7 @@ from ptmq.methods.label_training import (
     TrainedStepSizeSettings,
     soft_cross_entropy,
 )
-from ptmq.network.layers import QuantizedLayer
+from ptmq.network.layers import Layer, QuantizedLayer
 from ptmq.network.model import Switchable
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.training.adaptive_bn import AdaptiveBNModel
@@ -59,7 +59,7 @@ class MultiQuant(TrainedMethod):
         """The network with a learned step size of every tensor for every width."""
         spec = self.spec(blocks)
 
-        def to_layer(layer: nn.Module, fixed: int | None) -> nn.Module:
+        def to_layer(layer: Layer, fixed: int | None) -> QuantizedLayer:
             return QuantizedLayer(layer, ActivationQuantizer(spec.weight_bits, fixed))  # per tensor, learned (LSQ)
 
         return AdaptiveBNModel(network, spec, to_layer)
@@ -68,6 +68,7 @@ class MultiQuant(TrainedMethod):
         """Search step sizes, then train them and everything else."""
         model, _ = super().fit(task)
         details = self.train(model, task)
+        assert isinstance(model, AdaptiveBNModel)  # from `build`
         self.keep_step_sizes_positive(model)
         return model, details
 

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ptmq.common.errors import InputError, one_of, require
+
+if TYPE_CHECKING:
+    from ptmq.suite.profile import Run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,7 +164,7 @@ def train(args: argparse.Namespace) -> None:
     print(f"trained in {seconds:.0f} s")
 
 
-def run_of(args: argparse.Namespace):
+def run_of(args: argparse.Namespace) -> "Run":
     """The run that `quantize` is asked for: --spec, or --profile and a choice from it."""
     from ptmq.suite.profile import Run, read_profile, runs_of
 

@@ -20,7 +20,7 @@ class BitWidth:
     weight: int
     activation: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in ("weight", "activation"):
             bits = getattr(self, field)
             if not isinstance(bits, int) or (bits != FP and not 2 <= bits <= 8):

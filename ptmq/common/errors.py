@@ -1,5 +1,6 @@
 """The one exception a user's mistake raises."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -8,14 +9,14 @@ class InputError(ValueError):
     """Wrong input, told in one sentence: the field, the rule, the value, the way out."""
 
 
-def one_of(field: str, value: str, known) -> str:
+def one_of(field: str, value: str, known: Iterable[str]) -> str:
     """Return `value` when it is among the `known` names, else raise InputError with the nearest name."""
-    known = sorted(known)
-    if value in known:
+    names = sorted(known)
+    if value in names:
         return value
-    near = get_close_matches(str(value), known, n=1)
+    near = get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{field} {value!r} is unknown.{hint} Known: {', '.join(known)}.")
+    raise InputError(f"{field} {value!r} is unknown.{hint} Known: {', '.join(names)}.")
 
 
 def require(condition: bool, name: str, rule: str, value: Any) -> None:

@@ -10,6 +10,8 @@ import hashlib
 import json
 import subprocess
 from functools import cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,8 @@ def imported_by(path: Path) -> tuple[Path, ...]:
             if (file := file_of(".".join(names[:length]), beside)) is not None:
                 found[file] = None
 
+    if path.suffix != ".py":  # data beside code
+        return ()
     try:
         tree = ast.parse(path.read_text())
     except SyntaxError:  # its own content is in the hash; whoever imports it says what is wrong
@@ -86,6 +90,33 @@ def code_sha256(*entries: str | Path) -> str:
         name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
         digest.update(f"{name}\n".encode() + path.read_bytes() + b"\n")
     return digest.hexdigest()
+
+
+@cache
+def file_of_method(name: str) -> Path | None:
+    """The file in which a method is registered, None where there is no such method.
+
+    It is found in the text of the project's files and in the entry points of other packages: importing them would take
+    torch, and a file with a mistake would hide the others.
+    """
+    for path in (*ROOT.glob("ptmq/methods/*.py"), *ROOT.glob("baselines/*.py")):
+        try:
+            tree = ast.parse(path.read_text())
+        except SyntaxError:
+            continue
+        if any(_registers(node, name) for node in tree.body):
+            return path
+    for point in entry_points(group="ptmq.methods"):
+        if point.name == name and (spec := find_spec(point.module)) and spec.origin:
+            return Path(spec.origin).resolve()
+    return None
+
+
+def _registers(node: ast.stmt, name: str) -> bool:
+    """True where a statement is a class with @register and that `name`."""
+    if not isinstance(node, ast.ClassDef) or not any(ast.unparse(d) == "register" for d in node.decorator_list):
+        return False
+    return any(isinstance(part, ast.Assign) and ast.unparse(part) == f"name = {name!r}" for part in node.body)
 
 
 @cache

@@ -1,11 +1,14 @@
 """Settings are frozen dataclasses that check themselves when they are made; here they are read from plain values."""
 
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptmq.common.errors import InputError, one_of
 
-Settings = TypeVar("Settings")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def from_dict(cls: type[Settings], values: dict[str, Any], where: str) -> Settings:
@@ -13,7 +16,7 @@ def from_dict(cls: type[Settings], values: dict[str, Any], where: str) -> Settin
 
     Raises InputError for an unknown name or a value of another type than the default's.
     """
-    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(cls)}
     converted = {}
     for name, value in values.items():
         one_of(f"{where}: setting", name, known)

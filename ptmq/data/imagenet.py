@@ -32,6 +32,8 @@ class ImageFiles(Images):
     def __init__(self, files: Sequence[tuple[Path, int]], backbone: Backbone, resize: bool):
         super().__init__(torch.tensor([label for _, label in files]), backbone.mean, backbone.std)
         self.paths = [path for path, _ in files]
+        if backbone.preprocessing is None:
+            raise InputError("a backbone of image files must say how it wants them. Give its entry preprocessing=...")
         self.preprocessing, self.resize = backbone.preprocessing, resize
 
     def pixels(self, index: Tensor) -> Tensor:

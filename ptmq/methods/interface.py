@@ -9,7 +9,7 @@ import inspect
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from ptmq.data.images import Images
 from ptmq.network.model import MultiBitModel, Switchable
 from ptmq.network.place import QuantizationSpec
 from ptmq.reconstruction.engine import Progress, ResumeFile, silent
-from ptmq.reconstruction.settings import Execution, StepSizeSettings
+from ptmq.reconstruction.settings import CorrectionSettings, Execution, StepSizeSettings
 
 METHODS: dict[str, type["Method"]] = {}
 BROKEN: dict[str, str] = {}  # modules that could not be imported, and why
@@ -79,9 +79,9 @@ class Method:
     def spec(self, blocks: Sequence[str]) -> QuantizationSpec:
         """How a network with these blocks is quantized."""
         settings = self.settings
-        return QuantizationSpec(
-            blocks, self.widths, settings.edge_bits, settings.quantize_softmax, correction=settings.correction
-        )
+        correction = settings.correction if isinstance(settings, CorrectionSettings) else "none"
+        edges = settings.edge_bits, settings.quantize_softmax
+        return QuantizationSpec(blocks, self.widths, *edges, correction=correction)
 
     def build(self, network: nn.Module, blocks: Sequence[str]) -> Switchable:
         """The multi-bit model of a network, with nothing calibrated: what a calibrated model is loaded into."""
@@ -132,7 +132,7 @@ def discover() -> dict[str, type[Method]]:
     """
     baselines = importlib.import_module("baselines")  # by its name: this room stands below
     modules = [*OWN, *(f"baselines.{module.name}" for module in pkgutil.iter_modules(baselines.__path__))]
-    loaders: dict[str, Any] = {name: lambda name=name: importlib.import_module(name) for name in modules}
+    loaders: dict[str, Any] = {name: partial(importlib.import_module, name) for name in modules}
     loaders |= {f"{point.name} ({point.value})": point.load for point in entry_points(group="ptmq.methods")}
     for name, load in loaders.items():
         try:

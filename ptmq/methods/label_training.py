@@ -53,7 +53,7 @@ class TrainedMethod(Method):
     schedules: `short` and `paper`, without what the images ask for (how they are shifted and flipped).
     """
 
-    Settings = TrainedSettings
+    Settings: ClassVar[type] = TrainedSettings
     schedules: ClassVar[dict[str, Training]]
 
     def losses(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterable[Tensor]:

@@ -6,6 +6,7 @@ from each bit group, lowest first: l, m and h in the paper. All have one shape, 
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def case1(first: Tensor, f: Tensor, g: Tensor) -> Tensor:
 def case2(first: Tensor, features: Sequence[Tensor]) -> Tensor:
     """The higher groups mixed by addition (their mean), replaced at random by the lowest."""
     low, *higher = features
-    return choose(first, low, sum(higher) / len(higher))
+    return choose(first, low, reduce(torch.add, higher) / len(higher))
 
 
 def case3(first: Tensor, f: Tensor, features: Sequence[Tensor], lambdas: Sequence[float] = LAMBDAS) -> Tensor:

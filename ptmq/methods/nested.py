@@ -3,7 +3,7 @@
 A weight is one byte. Step sizes are a power of two apart, so every width is a shift of that byte
 (`NestedWeightQuantizer`). Widths of few bits add one learned bit a weight to the byte rounded down; from there on it is
 rounded to nearest. Every layer's output is corrected at every width by a gain and a shift of each output channel
-(`ptmq.quantization.correction`), which are learned beside the rounding or matched to the moments of the FP network.
+(`ptmq.quantization.quantizer`), which are learned beside the rounding or matched to the moments of the FP network.
 Every width learns on its own features, towards the FP output, under QDrop's dropping. Ours; nothing published for
 post-training quantization of vision networks that we found has this combination. Nested codes: MatQuant and Double
 Rounding (https://arxiv.org/abs/2502.01199), trained with labels.
@@ -20,10 +20,11 @@ from ptmq.common.bits import BitGroups, BitWidth
 from ptmq.common.errors import one_of
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
-from ptmq.network.layers import QuantizedLayer
+from ptmq.network.layers import GridLayer
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.network.place import QuantizationSpec
 from ptmq.quantization.rounding import Relaxation, RoundingPerWidth
+from ptmq.quantization.weight_quantizer import NestedWeightQuantizer
 from ptmq.reconstruction.engine import Progress, ResumeFile, silent
 from ptmq.reconstruction.features import Features
 from ptmq.reconstruction.matching import deviations, match, match_network
@@ -61,24 +62,24 @@ class NestedPass(AdaptiveRoundingPass):
 
     def __init__(self, settings: NestedSettings, widths: Sequence[BitWidth], groups: BitGroups | None):
         super().__init__(settings, widths)
-        self.groups = groups
+        self.groups = groups if settings.draw == "groups" else None
         self.low = [width for width in self.widths if width.weight <= settings.learned_up_to]
         self.high = [width for width in self.widths if width not in self.low]
 
-    def relax(self, layer: QuantizedLayer) -> Relaxation | None:
-        """One V for each low width, over the code rounded down; edges keep their code."""
+    def relax(self, layer: GridLayer) -> Relaxation | None:
+        """One V for each low width, over the code rounded down; the edges keep theirs."""
         quantizer = layer.quantizer
-        learned = [bits for bits in quantizer.widths if bits <= self.settings.learned_up_to]
-        if not learned or quantizer.fixed:
+        low = [bits for bits in quantizer.widths if bits <= self.settings.learned_up_to]
+        if not low or quantizer.fixed:
             return None
         steps, zeros = quantizer.step_sizes(), quantizer.zero_points()
-        grids = {b: steps[b] for b in learned}, {b: zeros[b] for b in learned}
-        floors = {bits: quantizer.floors(bits) for bits in learned}
+        grids = {bits: steps[bits] for bits in low}, {bits: zeros[bits] for bits in low}
+        floors = {b: quantizer.floors(b) for b in low} if isinstance(quantizer, NestedWeightQuantizer) else None
         return RoundingPerWidth(layer.weight, *grids, self.settings.initial_v, floors)
 
     def draw(self, generator: torch.Generator) -> Sequence[BitWidth]:
         """Every low width and one of the others, or one of each group."""
-        if self.settings.draw == "groups":
+        if self.groups is not None:
             return self.groups.draw(generator)
         if not self.high:
             return self.low
@@ -90,25 +91,24 @@ class NestedPass(AdaptiveRoundingPass):
             return []
         if self.settings.correction_order == "first":
             match(unit, features, self.widths, self.settings)
-        groups = []
-        for layer, deviation in deviations(unit, features.fp).items():
-            layer.correction.learn(True)
-            groups.append(
-                {"params": list(layer.correction.shift.values()), "lr": self.settings.lr_correction * deviation}
-            )
+        groups: list[dict[str, Any]] = []
+        rate = self.settings.lr_correction
+        deviation = deviations(unit, features.fp)
+        for layer, correction in unit.corrections.items():
+            correction.learn(True)
+            groups.append({"params": list(correction.shift.values()), "lr": rate * deviation[layer]})
             if self.settings.correction == "gain":
-                groups.append({"params": list(layer.correction.gain.values()), "lr": self.settings.lr_correction})
+                groups.append({"params": list(correction.gain.values()), "lr": rate})
         return groups
 
     def end(self, unit: Unit, features: Features) -> None:
         """Keep what was learned at low widths; match the others, whose weights are rounded to nearest."""
-        if self.settings.correction == "none":
-            return
-        for layer in unit.layers:
-            layer.correction.learn(False)
-            layer.correction.keep_bounded()
+        for correction in unit.corrections.values():
+            correction.learn(False)
+            correction.keep_bounded()
         rest = {"matched": self.widths, "after": self.high}.get(self.settings.correction_order, ())
-        match(unit, features, rest, self.settings)
+        if self.settings.correction != "none":
+            match(unit, features, rest, self.settings)
 
 
 @register

@@ -18,7 +18,7 @@ from ptmq.common.errors import InputError, one_of, require
 from ptmq.methods import gd_loss, mixer
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
-from ptmq.network.layers import QuantizedLayer
+from ptmq.network.layers import GridLayer
 from ptmq.quantization.fake_quantization import keep_mask
 from ptmq.quantization.rounding import Relaxation, RoundingPerWidth
 from ptmq.reconstruction.passes import AdaptiveRoundingPass
@@ -33,9 +33,13 @@ class PTMQSettings(AdaptiveRoundingSettings):
     """PTMQ's own choices, beside those of every reconstruction."""
 
     mfm: str = "3"  # case of the feature mixer; none: every width sees its own feature, mixed with FP
-    lambdas: tuple = mixer.LAMBDAS  # weights of the groups in a mix, lowest first
+    lambdas: tuple[float, ...] = mixer.LAMBDAS  # weights of the groups in a mix, lowest first
     gd: str = "later"  # figure1, later or none
-    gammas: tuple = (1.0, 1.0, 1.0)  # weights of the terms of figure 1: the mix, then the groups below the highest
+    gammas: tuple[float, ...] = (
+        1.0,
+        1.0,
+        1.0,
+    )  # of the terms of figure 1: the mix, then the groups below the highest
     gd_detach: bool = True  # stop the gradient at the high group, the teacher
     shared_rounding: bool = True  # one R for all widths, as in the paper; else one a width
 
@@ -58,7 +62,7 @@ class PTMQPass(AdaptiveRoundingPass):
         super().__init__(settings, widths)
         self.groups = groups
 
-    def relax(self, layer: QuantizedLayer) -> Relaxation:
+    def relax(self, layer: GridLayer) -> Relaxation | None:
         """One V for all widths, or one V a width."""
         if self.settings.shared_rounding:
             return super().relax(layer)

@@ -1,7 +1,6 @@
 """Methods that learn with the reconstruction engine: they have passes over the network, one after the other."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ from ptmq.common.bits import FP, BitWidth
 from ptmq.methods.interface import Method
 from ptmq.network.model import MultiBitModel
 from ptmq.reconstruction.engine import Progress, ResumeFile, count_iterations, reconstruct, silent
-from ptmq.reconstruction.passes import AdaptiveRoundingPass, Pass, StepSizePass
+from ptmq.reconstruction.passes import AdaptiveRoundingPass, Pass, Passes, StepSizePass
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, Execution
 
 
@@ -24,7 +23,7 @@ class Reconstruction(Method):
     Settings: ClassVar[type] = AdaptiveRoundingSettings
     Pass: ClassVar[type[Pass]] = AdaptiveRoundingPass
 
-    def passes(self) -> Sequence[Pass]:
+    def passes(self) -> Passes:
         """The passes over the network; here one, which learns everything together."""
         return [self.Pass(self.settings, self.widths)]
 
@@ -45,17 +44,17 @@ class Reconstruction(Method):
         super().calibrate(model, images, seed)
         return reconstruct(model, images, self.passes(), seed, execution, resume, progress)
 
-    def weights_alone(self) -> Pass:
-        """The pass under FP activations, at the method's one width."""
+    def weights_alone(self) -> Passes:
+        """One pass under FP activations, at the method's one width."""
         (width,) = self.widths
-        return self.Pass(self.settings, [BitWidth(width.weight, FP)])
+        return [self.Pass(self.settings, [BitWidth(width.weight, FP)])]
 
-    def weights_then_step_sizes(self, activation_iterations: int) -> Sequence[Pass]:
+    def weights_then_step_sizes(self, activation_iterations: int) -> Passes:
         """BRECQ's two passes: weights under FP activations, then activation step sizes, where there are any.
 
         activation_iterations: of the second pass, a unit; 0 for a quarter of the first.
         """
         if self.widths[0].activation == FP:
-            return [self.weights_alone()]
+            return self.weights_alone()
         iterations = activation_iterations or math.ceil(self.settings.iterations / 4)
-        return [self.weights_alone(), StepSizePass(replace(self.settings, iterations=iterations), self.widths)]
+        return [*self.weights_alone(), StepSizePass(replace(self.settings, iterations=iterations), self.widths)]

@@ -40,7 +40,7 @@ class Training:
     optimizer: str = "adamw"  # or adam, or sgd with a momentum of 0.9
     lr: float = 3e-3
     decay: str = "cosine"  # to 0, or step: to a tenth after each of `drops`
-    drops: tuple = ()  # shares of the training
+    drops: tuple[float, ...] = ()  # shares of the training
     weight_decay: float = 0.05
     warmup: float = 0.1  # share of the steps, linear
     shift: int = 1  # random shift of the images, in pixels
@@ -48,7 +48,7 @@ class Training:
     flip: bool = False  # every other image mirrored, at random
     amp: bool = False  # bfloat16 where a GPU computes
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("lr", "weight_decay", "shift"):

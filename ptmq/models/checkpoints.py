@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ def fetch(checkpoint: Checkpoint, folder: Path, offline: bool = False) -> Path:
 
 def read_checkpoint(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The state dict of a public file under the network's names. Tensors only: nothing in it is executed."""
+    content: Any
     if path.suffix == ".safetensors":
         content, _ = load_tensors(path)
     else:
@@ -58,7 +60,7 @@ def read_checkpoint(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise InputError(f"weights {str(path)!r} are refused: not a plain file of tensors ({error}).") from None
-    state = content[checkpoint.entry] if checkpoint.entry else content
+    state: dict[str, Tensor] = content[checkpoint.entry] if checkpoint.entry else content
     if checkpoint.tensors_sha256 and (found := tensors_sha256(state)) != checkpoint.tensors_sha256:
         raise InputError(
             f"the tensors of {str(path)!r} have SHA-256 {found[:16]}..., not {checkpoint.tensors_sha256[:16]}... "

@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
             self.downsample = PadShortcut(outputs - inputs)
             if projection:  # option B
@@ -46,6 +46,10 @@ class CifarResNet(nn.Module):
 
     projection: 1x1 convolutions as shortcuts (option B) instead of parameter-free ones (option A).
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(self, depth: int, width: int = 16, projection: bool = False, channels: int = 3, classes: int = 10):
         super().__init__()

@@ -9,8 +9,9 @@ def without_norms(network: nn.Module) -> nn.Module:
     for parent in network.modules():
         if isinstance(parent, nn.Sequential):
             for number in range(len(parent) - 1):
-                if isinstance(parent[number], nn.Conv2d) and isinstance(parent[number + 1], nn.BatchNorm2d):
-                    parent[number] = fuse_conv_bn_eval(parent[number].eval(), parent[number + 1].eval())
+                layer, norm = parent[number], parent[number + 1]
+                if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    parent[number] = fuse_conv_bn_eval(layer.eval(), norm.eval())
                     parent[number + 1] = nn.Identity()
     return network
 

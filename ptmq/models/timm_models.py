@@ -1,9 +1,11 @@
 """Networks of timm as torch.fx can follow them."""
 
+from typing import Any
+
 from torch import nn
 
 
-def timm_model(name: str, **options) -> nn.Module:
+def timm_model(name: str, **options: Any) -> nn.Module:
     """timm's network `name` with random weights; attention as separate products, not as one fused kernel."""
     import timm
     from timm.layers import set_fused_attn

@@ -4,7 +4,7 @@ An entry names the code that builds the network, its reconstruction blocks, how 
 and its public checkpoint (or how it is trained here).
 """
 
-from typing import Any
+from typing import Any, TypedDict
 
 from ptmq.models.backbone import MOBILENET_GROUPS, VIT_GROUPS, Backbone, Checkpoint, Preprocessing, Training
 
@@ -43,8 +43,15 @@ def _option_b(build: str, name: str, sha256: str, blocks: tuple[str, ...], **mor
                     checkpoint=checkpoint, **more)  # fmt: skip
 
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-INCEPTION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+class Normalisation(TypedDict):
+    """Mean and standard deviation per channel, of images scaled to 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+INCEPTION = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 TIMM = "ptmq.models.timm_models:timm_model"
 TORCHVISION = "https://download.pytorch.org/models/"
 DEIT = "https://dl.fbaipublicfiles.com/deit/"
@@ -61,7 +68,7 @@ def _torchvision(file: str, blocks: tuple[str, ...], **more: Any) -> Backbone:
                     preprocessing=Preprocessing(), **more)  # fmt: skip
 
 
-def _vit(name: str, checkpoint: Checkpoint, normalisation: dict[str, tuple[float, ...]]) -> Backbone:
+def _vit(name: str, checkpoint: Checkpoint, normalisation: Normalisation) -> Backbone:
     """A vision transformer of timm."""
     return Backbone(TIMM, "imagenet", ("blocks.*",), **normalisation, options={"name": name}, checkpoint=checkpoint,
                     preprocessing=Preprocessing(resize=248, interpolation="bicubic"), groups=VIT_GROUPS)  # fmt: skip

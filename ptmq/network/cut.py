@@ -7,11 +7,11 @@ from torch import fx, nn
 
 from ptmq.common.errors import InputError
 from ptmq.network.fold import fold_norms
-from ptmq.network.layers import QuantizedLayer, frozen
+from ptmq.network.layers import Layer, QuantizedLayer, frozen
 from ptmq.network.place import HEAD, STEM, QuantizationSpec, absorb_relus, quantize_graph
 from ptmq.network.trace import is_activation, is_layer, module_of, trace
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
-from ptmq.quantization.correction import ChannelCorrection
+from ptmq.quantization.quantizer import ChannelCorrection
 from ptmq.quantization.weight_quantizer import GridWeightQuantizer, NestedWeightQuantizer, RoundedWeightQuantizer
 
 
@@ -65,7 +65,7 @@ def to_units(network: nn.Module, spec: QuantizationSpec) -> list[tuple[str, fx.G
     graph = fold_norms(trace(network))
     units = assign_units(graph, spec.blocks)
 
-    def to_layer(layer: nn.Module, fixed: int | None) -> QuantizedLayer:
+    def to_layer(layer: Layer, fixed: int | None) -> QuantizedLayer:
         quantizer: GridWeightQuantizer = (
             NestedWeightQuantizer(layer.weight.shape, spec.weight_bits, fixed, spec.anchor)
             if spec.anchor

@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from ptmq.common.errors import InputError
 from ptmq.network.layers import LAYERS
-from ptmq.network.trace import NORMS, NOTHING, calls, module_of, norm_of
+from ptmq.network.trace import NORMS, NOTHING, calls, input_of, module_of, norm_of
 
 
 def fold_norms(graph: fx.GraphModule) -> fx.GraphModule:
@@ -36,7 +36,7 @@ def fold_norms(graph: fx.GraphModule) -> fx.GraphModule:
 
 def fold_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
     """Move a BatchNorm at inference into the convolution or linear layer before it."""
-    source = node.args[0]
+    source = input_of(node)
     layer = module_of(graph, source)
     if not isinstance(layer, LAYERS) or len(source.users) > 1:
         raise InputError(
@@ -48,22 +48,21 @@ def fold_batch_norm(graph: fx.GraphModule, node: fx.Node) -> None:
     layer.weight, layer.bias = fuse(
         layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
-    graph.set_submodule(source.target, layer)
+    graph.set_submodule(str(source.target), layer)
 
 
 def fold_layer_norm(graph: fx.GraphModule, node: fx.Node) -> None:
     """Move scale and shift of a LayerNorm over the last dimension into the linear layers behind it, if all are that."""
     norm, readers = norm_of(graph, node), readers_of(node)
-    linear = all(isinstance(module_of(graph, reader), nn.Linear) for reader in readers)
-    if norm.weight is None or norm.weight.dim() != 1 or not linear:
+    linear = [layer for reader in readers if isinstance(layer := module_of(graph, reader), nn.Linear)]
+    if norm.weight is None or norm.weight.dim() != 1 or len(linear) < len(readers):
         return
-    for reader in readers:
-        layer = copy.deepcopy(module_of(graph, reader))
+    for reader, layer in zip(readers, map(copy.deepcopy, linear), strict=True):
         if norm.bias is not None:
             shift = layer.weight.data @ norm.bias.data
             layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias.data + shift)
         layer.weight = nn.Parameter(layer.weight.data * norm.weight.data)
-        graph.set_submodule(reader.target, layer)
+        graph.set_submodule(str(reader.target), layer)
     with graph.graph.inserting_after(node):
         plain = graph.graph.call_function(F.layer_norm, (node.args[0], tuple(norm.weight.shape)), {"eps": norm.eps})
     plain.meta = dict(node.meta)

@@ -1,7 +1,7 @@
 """A layer of a quantized network: it holds its weight and a quantizer, and computes with what that makes of it."""
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -9,26 +9,32 @@ from torch import Tensor, nn
 
 from ptmq.common.bits import FP, BitWidth
 from ptmq.common.errors import InputError
-from ptmq.quantization.correction import ChannelCorrection
+from ptmq.quantization.quantizer import ChannelCorrection, Quantizer
+from ptmq.quantization.weight_quantizer import GridWeightQuantizer
 
 LAYERS = (nn.Conv2d, nn.Linear)  # what can be quantized
+Layer = nn.Conv2d | nn.Linear
+Own = TypeVar("Own", bound=Quantizer)
 
 
-def convolution_of(layer: nn.Module) -> dict[str, Any] | None:
+def convolution_of(layer: Layer) -> dict[str, Any] | None:
     """How a convolution moves over its input; None of a linear layer."""
     if isinstance(layer, nn.Conv2d):
         return {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
     return None
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(nn.Module, Generic[Own]):
     """A convolution or linear layer that sees its weight (out, in, ...) through a quantizer.
 
-    quantizer: a `WeightQuantizer`, or any module of that interface: `forward(weight)`, `set_bits(bits)` · layer: its
-    parameters become this layer's own · correction: of its output channels, one a width, or None.
+    quantizer: a `WeightQuantizer`, or another that takes a weight · layer: its parameters become this layer's own ·
+    correction: of its output channels at every width, or None.
     """
 
-    def __init__(self, layer: nn.Module, quantizer: nn.Module, correction: ChannelCorrection | None = None):
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: Layer, quantizer: Own, correction: ChannelCorrection | None = None):
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.conv = convolution_of(layer)
@@ -51,18 +57,18 @@ class QuantizedLayer(nn.Module):
         self.quantizer.set_bits(bits)
 
     def set_width(self, width: BitWidth) -> None:
-        """Select the weight's width, and with it the correction for weights and activations of that width."""
+        """Select the weight's width, and the correction for weights and activations of that width."""
         if width.weight == FP and self.weight is None:
             raise InputError(
-                "this model holds integer codes and no floating-point weights, so it cannot run at 32 bits. Take the "
-                "network that it was made of, or one of the model's widths."
+                "this model holds integer codes and no floating-point weights, so it cannot run at 32 bits. Take one "
+                "of its widths, or the network that it was made of."
             )
         self.set_bits(width.weight)
         if self.correction is not None:
             self.correction.select(width)
 
-    def weight_at(self, bits: int) -> Tensor:
-        """The weight on its grid at `bits`, of its shape; what is corrected in the network is not corrected here."""
+    def weight_at(self: "GridLayer", bits: int) -> Tensor:
+        """The weight on its grid at `bits`, of its shape: as the network sees it, but for the correction's gain."""
         return self.weight if bits == FP else self.quantizer.quantized(self.weight, bits)
 
     def search_step_sizes(self, search: str) -> None:
@@ -70,7 +76,10 @@ class QuantizedLayer(nn.Module):
         self.quantizer.search_step_sizes(self.weight, search)
 
 
-def frozen(layer: nn.Module) -> nn.Module:
+GridLayer = QuantizedLayer[GridWeightQuantizer]  # of post-training quantization: its weight does not change
+
+
+def frozen(layer: Layer) -> Layer:
     """A copy of a layer whose parameters do not learn, its weight laid out as convolutions run fastest."""
     copied = copy.deepcopy(layer).requires_grad_(False)
     layout = torch.channels_last if layer.weight.dim() == 4 else torch.contiguous_format  # like the features

@@ -1,30 +1,36 @@
 """MultiBitModel: one calibrated network that switches its bit-widths at run time."""
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError, one_of
 from ptmq.network.cut import to_layers, to_units
-from ptmq.network.layers import QuantizedLayer
+from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.place import QuantizationSpec
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
+from ptmq.quantization.quantizer import ChannelCorrection, Quantizer
 
 
 class Unit(nn.Module):
     """A reconstruction unit: the stem, one block or the head; one tensor in, one tensor out."""
 
-    def __init__(self, name: str, graph: nn.Module):
+    def __init__(self, name: str, graph: fx.GraphModule):
         super().__init__()
         self.name, self.graph = name, graph
-        self.layers = [m for m in graph.modules() if isinstance(m, QuantizedLayer)]
+        self.layers: list[GridLayer] = [m for m in graph.modules() if isinstance(m, QuantizedLayer)]
         self.quantizers = [m for m in graph.modules() if isinstance(m, ActivationQuantizer)]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.graph(x)
+
+    @property
+    def corrections(self) -> dict[GridLayer, ChannelCorrection]:
+        """The layers that have a correction, each with it."""
+        return {layer: layer.correction for layer in self.layers if layer.correction is not None}
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +88,8 @@ class MultiBitModel(Switchable):
     def __init__(self, network: nn.Module, spec: QuantizationSpec):
         super().__init__()
         self.spec, self.widths = spec, tuple(spec.widths)
-        self.units = nn.ModuleList(Unit(name, graph) for name, graph in to_units(network, spec))
+        units = nn.ModuleList(Unit(name, graph) for name, graph in to_units(network, spec))
+        self.units = cast(Sequence[Unit], units)  # torch knows its items as modules only
         self.set_bits(FP, FP)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +98,7 @@ class MultiBitModel(Switchable):
         return x
 
     @property
-    def layers(self) -> Iterator[QuantizedLayer]:
+    def layers(self) -> Iterator[GridLayer]:
         """Every quantized layer, in order."""
         return (layer for unit in self.units for layer in unit.layers)
 
@@ -147,17 +154,17 @@ class MultiBitModel(Switchable):
 
 
 def observe(
-    module: nn.Module, x: Tensor, batch_size: int, quantizers: Sequence[ActivationQuantizer]
-) -> tuple[Tensor, dict[ActivationQuantizer, Tensor]]:
+    module: nn.Module, x: Tensor, batch_size: int, quantizers: Sequence[Quantizer]
+) -> tuple[Tensor, dict[Quantizer, Tensor]]:
     """The module's output for all of x, and what passes through each of some of its activation quantizers."""
-    seen: dict[ActivationQuantizer, list[Tensor]] = {quantizer: [] for quantizer in quantizers}
+    seen: dict[Quantizer, list[Tensor]] = {quantizer: [] for quantizer in quantizers}
     hooks = [q.register_forward_hook(lambda q, args, out: seen[q].append(out)) for q in quantizers]
     out = torch.cat([module(batch) for batch in x.split(batch_size)])
     for hook in hooks:
         hook.remove()
     values = {quantizer: torch.cat(parts) for quantizer, parts in seen.items()}
     for name, quantizer in module.named_modules():
-        if quantizer in values and not values[quantizer].isfinite().all():
+        if isinstance(quantizer, Quantizer) and quantizer in values and not values[quantizer].isfinite().all():
             layer, unit = name.removeprefix("graph.").removesuffix("_quantizer"), getattr(module, "name", "network")
             raise InputError(
                 f"unit {unit!r}: the activation {layer!r} is NaN or infinite on the calibration images. Check the "

@@ -1,14 +1,16 @@
 """Where quantizers stand in a network's graph, and what each of its layers becomes."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import fx, nn
 
 from ptmq.common.bits import BitWidth
 from ptmq.common.errors import InputError
-from ptmq.network.layers import LAYERS
-from ptmq.network.trace import is_layer, is_product, is_softmax, module_of, relu_of, sources_of
+from ptmq.network.layers import LAYERS, Layer
+from ptmq.network.trace import input_of, is_layer, is_product, is_softmax, module_of, relu_of, sources_of
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 
 STEM, HEAD = "stem", "head"
@@ -22,7 +24,7 @@ class QuantizationSpec:
     to take · edge_bits: width of the weights of stem and head, and of what enters the last layer ·
     quantize_softmax: of attention; else it stays in floating point · anchor: the width whose error decides the weights'
     grid where all widths share one (nested); 0: every width has a grid of its own · correction: what every layer is
-    corrected by at every width, one of `ptmq.quantization.correction.KINDS`.
+    corrected by at every width, one of `ptmq.quantization.quantizer.KINDS`.
     """
 
     blocks: Sequence[str]
@@ -57,10 +59,10 @@ def quantized_outputs(graph: fx.GraphModule, softmax: bool) -> list[fx.Node]:
     quantized, too; what a kernel fuses (convolution + sum + ReLU) is quantized once, at its end. Pixels have 8 bits by
     themselves, and the logits enter nothing. The output of a softmax stays in floating point unless `softmax`.
     """
-    found = {}
+    found: dict[fx.Node, None] = {}
     for node in graph.graph.nodes:
         if is_layer(graph, node):
-            found |= dict.fromkeys(sources_of(graph, node.args[0]))
+            found |= dict.fromkeys(sources_of(graph, input_of(node)))
         elif is_product(graph, node):
             found |= {side: None for side in node.args[:2] if softmax or not is_softmax(graph, side)}
     return [node for node in graph.graph.nodes if node in found and node.op not in ("placeholder", "get_attr")]
@@ -75,7 +77,7 @@ def quantize_graph(
     graph: fx.GraphModule,
     units: dict[fx.Node, str],
     spec: QuantizationSpec,
-    to_layer: Callable[[nn.Module, int | None], nn.Module],
+    to_layer: Callable[[Layer, int | None], nn.Module],
     to_quantizer: Callable[[int | None], nn.Module],
 ) -> None:
     """Insert activation quantizers and replace layers, in place; `units` learns of the new nodes.
@@ -84,14 +86,14 @@ def quantize_graph(
     of the edges at an edge, else None. The edges are the layers of stem and head and the activation that enters the
     last layer.
     """
-    enters_last_layer = sources_of(graph, last_layer(graph).args[0])
+    enters_last_layer = sources_of(graph, input_of(last_layer(graph)))
     for node in quantized_outputs(graph, spec.quantize_softmax):
         at_edge = node in enters_last_layer or units[node] == HEAD
         name = f"{node.name}_quantizer"
         graph.add_submodule(name, to_quantizer(spec.edge_bits if at_edge else None))
         with graph.graph.inserting_after(node):
             quantizer = graph.graph.call_module(name, (node,))
-        node.replace_all_uses_with(quantizer, delete_user_cb=lambda user, q=quantizer: user is not q)
+        node.replace_all_uses_with(quantizer, delete_user_cb=partial(operator.is_not, quantizer))
         units[quantizer] = units[node]
     for node in graph.graph.nodes:
         layer = module_of(graph, node)

@@ -48,7 +48,7 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Switchable]) -> t
         raise InputError(f"file {str(folder / DESCRIPTION)!r} does not describe a calibrated model.")
     model = build(info["model"])
     for layer in (coded := standing_alone(model)).values():
-        layer.weight = None
+        layer.register_parameter("weight", None)
     tensors, _ = load_tensors(folder / TENSORS)
     try:
         model.load_state_dict(tensors)

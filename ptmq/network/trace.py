@@ -1,9 +1,10 @@
 """The torch.fx graph of a network, and what its nodes are: layers, norms, activation functions, products."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from inspect import Parameter, signature
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from ptmq.network.layers import LAYERS, QuantizedLayer
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 NOTHING = (nn.Identity, nn.Dropout)  # do nothing at inference
+NORM_STATE = ("weight", "bias", "eps", "running_mean", "running_var")
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid)
 ACTIVATION_FUNCTIONS = (F.relu, F.relu6, F.silu, F.gelu, F.hardswish, F.sigmoid, torch.relu, torch.sigmoid)
 PRODUCTS = (operator.matmul, torch.matmul, torch.bmm)  # of two activations: attention
@@ -63,24 +65,43 @@ def trace(network: nn.Module) -> fx.GraphModule:
 
 def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     """The module that a node calls, None for other nodes."""
-    return graph.get_submodule(node.target) if node.op == "call_module" else None
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
-def calls(graph: fx.GraphModule, node: fx.Node, modules=(), functions=(), methods=()) -> bool:
+def input_of(node: fx.Node) -> fx.Node:
+    """The node whose output a node takes first. Raises InputError where it takes none, or takes it by keyword."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        raise InputError(
+            f"{str(node)!r} must take its input as its first argument, without a keyword. Got {node.format_node()}."
+        )
+    return source
+
+
+def calls(
+    graph: fx.GraphModule,
+    node: fx.Node,
+    modules: type | tuple[type, ...] = (),
+    functions: Collection[Callable] = (),
+    methods: Collection[str] = (),
+) -> bool:
     """True where a node calls one of the modules, of the functions or of a tensor's methods."""
     if node.op == "call_module":
         return isinstance(module_of(graph, node), modules)
-    return node.target in {"call_function": functions, "call_method": methods}.get(node.op, ())
+    known: dict[str, Collection[Any]] = {"call_function": functions, "call_method": methods}
+    return node.target in known.get(node.op, ())
 
 
-def norm_of(graph: fx.GraphModule, node: fx.Node) -> SimpleNamespace | nn.Module:
-    """Parameters and statistics of a norm, whether the graph calls its module or its function."""
+def norm_of(graph: fx.GraphModule, node: fx.Node) -> SimpleNamespace:
+    """Parameters and statistics of a norm, NORM_STATE, whether the graph calls its module or its function."""
     if node.op == "call_module":
-        return module_of(graph, node)
+        module = module_of(graph, node)
+        return SimpleNamespace(**{name: getattr(module, name, None) for name in NORM_STATE})
+    assert callable(node.target)
     given = signature(node.target).bind(*node.args, **node.kwargs)
     given.apply_defaults()
     read = {
-        name: operator.attrgetter(value.target)(graph)
+        name: operator.attrgetter(str(value.target))(graph)
         if isinstance(value, fx.Node) and value.op == "get_attr"
         else value
         for name, value in given.arguments.items()
@@ -124,6 +145,5 @@ def sources_of(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """The nodes that compute what a node hands on, back through everything that only moves or pools values."""
     if not moves(graph, node):
         return [node]
-    first = node.args[0]
-    parts = first if isinstance(first, list | tuple) else [first]
-    return [source for part in parts for source in sources_of(graph, part)]
+    parts = node.args[0] if isinstance(node.args[0], list | tuple) else [input_of(node)]
+    return [source for part in parts if isinstance(part, fx.Node) for source in sources_of(graph, part)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ptmq.common.bits import FP, require_width
 from ptmq.quantization.fake_quantization import Bounds, KeepMask, draw_mask, fake_quantize_activation
+from ptmq.quantization.quantizer import Quantizer
 from ptmq.quantization.step_size import SEARCHES, SMALLEST_STEP, histogram
 
 # Activation functions that keep a value within bounds, and these.
@@ -32,7 +33,7 @@ class Drop:
     compiled: bool = False
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationQuantizer(Quantizer):
     """Fake quantization of a tensor at the selected width.
 
     step: one parameter a width, (1,) each, keyed by bits (so that an optimizer leaves alone the widths that
@@ -40,13 +41,14 @@ class ActivationQuantizer(nn.Module):
     selected.
     """
 
+    zero_point: Tensor
+
     def __init__(self, widths: Sequence[int], fixed: int | None = None):
         super().__init__()
         self.fixed = fixed
         self.widths = [fixed] if fixed else sorted(set(widths) - {FP})
         self.step = nn.ParameterDict({str(bits): nn.Parameter(torch.ones(1)) for bits in self.widths})
         self.register_buffer("zero_point", torch.zeros(len(self.widths)))
-        self.bits = FP
         self.relu: Callable | None = None  # what it does to its input first, one of RELUS
         self.drop: Drop | None = None
         self._zero: dict[int, int] = {}  # zero points as Python numbers, so that a GPU need not be asked

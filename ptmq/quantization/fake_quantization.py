@@ -9,6 +9,7 @@ LSQ: https://arxiv.org/abs/1902.08153. QDrop's element-wise dropping: https://ar
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,7 +119,10 @@ class _FakeQuantizeActivation(torch.autograd.Function):
     """Forward and analytic backward of `fake_quantize_activation`; on a CPU each fetches its operands once."""
 
     @staticmethod
-    def forward(ctx, x, step, zero_point, bits, bounds, keep, grad_scale, compiled):
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, zero_point: int, bits: int, bounds: Bounds | None, keep: KeepMask | None,
+        grad_scale: float, compiled: bool,
+    ) -> Tensor:  # fmt: skip
         x = dense(x)
         ctx.bounds, ctx.grad_scale, ctx.compiled = bounds, grad_scale, compiled
         out, grid = torch.empty_like(x), (-zero_point, largest_code(bits) - zero_point)
@@ -130,7 +134,7 @@ class _FakeQuantizeActivation(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, step, out = ctx.saved_tensors
         grad, grad_x, grad_step = laid_out_as(grad, x), torch.empty_like(x), torch.zeros_like(step)
         kernel = _compiled(_differentiate) if ctx.compiled else _differentiate
@@ -139,7 +143,7 @@ class _FakeQuantizeActivation(torch.autograd.Function):
         return grad_x, grad_step / step * ctx.grad_scale, *[None] * 6
 
 
-def _parts(ctx, x: Tensor) -> Iterable[slice]:
+def _parts(ctx: Any, x: Tensor) -> Iterable[slice]:
     """What a kernel works on at a time: a compiled one goes through all elements in one loop."""
     return [slice(None)] if ctx.compiled else parts(x)
 

@@ -5,6 +5,10 @@ with one V for all widths (PTMQ) or for the only one (AdaRound, https://arxiv.or
 While learning, h(V) is soft, in [0, 1]; afterwards it is the hard rounding value R = [V >= 0].
 """
 
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -40,18 +44,29 @@ def rounding_regularizer(h: Tensor, beta: float) -> Tensor:
 class Relaxation(nn.Module):
     """The learnable rounding of one layer.
 
-    step_sizes: step size of each width, (out, 1, ...), as it is to be stored when the learning is over.
+    step_sizes: step size of each width, (out, 1, ...), from the search.
     """
 
-    step_sizes: dict[int, Tensor]
+    def __init__(self, step_sizes: dict[int, Tensor]):
+        super().__init__()
+        self._searched = step_sizes
 
-    def soft(self, widths) -> dict[int, Tensor]:
+    @property
+    def step_sizes(self) -> dict[int, Tensor]:
+        """What is stored when the learning is over: as searched, unless a subclass learns them."""
+        return self._searched
+
+    def soft(self, widths: Iterable[int]) -> dict[int, Tensor]:
         """The differentiable weights at `widths`, of the weight's shape each."""
         raise NotImplementedError
 
     def hard(self) -> Tensor:
         """What is added to floor(weight / step) + zero_point, an integer tensor: (1 or widths, *weight.shape)."""
         raise NotImplementedError
+
+    def regularizer(self, beta: float) -> Tensor | float:
+        """Pull towards hard rounding with the exponent `beta`, a scalar; 0 where a rounding needs none."""
+        return 0.0
 
     def histogram(self) -> Tensor | None:
         """How many soft rounding values lie in each BINS-th of [0, 1], (BINS,); None where there is no such value."""
@@ -74,25 +89,25 @@ class AdaptiveRounding(Relaxation):
         initial: str,
         floors: dict[int, Tensor] | None = None,
     ):
-        super().__init__()
+        super().__init__(step_sizes)
         one_of("initial V", initial, INITIAL)
-        self.step_sizes, self.zero_points = step_sizes, zero_points
+        self.zero_points = zero_points
         # floor(w / step) + zero_point does not change while V is learned: once, before the loop.
         self.floors = floors or {b: torch.floor(weight / step) + zero_points[b] for b, step in step_sizes.items()}
         if initial == "zero":
             v = torch.zeros_like(weight)
         else:
             widths = sorted(step_sizes) if initial == "mean" else [min(step_sizes)]
-            parts = [
+            fractions = (
                 fractional_part(weight, step_sizes[b])
                 if floors is None
                 else torch.clamp(weight / step_sizes[b] + zero_points[b] - floors[b], 0, 1)
                 for b in widths
-            ]
-            v = inverse_rectified_sigmoid(sum(parts) / len(widths))
+            )
+            v = inverse_rectified_sigmoid(reduce(torch.add, fractions) / len(widths))
         self.v = nn.Parameter(v)
 
-    def soft(self, widths) -> dict[int, Tensor]:
+    def soft(self, widths: Iterable[int]) -> dict[int, Tensor]:
         """The differentiable weights at `widths`, sharing one evaluation of h(V)."""
         h = rectified_sigmoid(self.v)
         return {
@@ -126,24 +141,22 @@ class RoundingPerWidth(Relaxation):
         initial: str,
         floors: dict[int, Tensor] | None = None,
     ):
-        super().__init__()
-        self.step_sizes = step_sizes
-        self.each = nn.ModuleDict(
-            {
-                str(b): AdaptiveRounding(
-                    weight, {b: step_sizes[b]}, {b: zero_points[b]}, initial, floors and {b: floors[b]}
-                )
-                for b in sorted(step_sizes)
-            }
-        )
+        super().__init__(step_sizes)
+        each = {
+            str(b): AdaptiveRounding(
+                weight, {b: step_sizes[b]}, {b: zero_points[b]}, initial, floors and {b: floors[b]}
+            )
+            for b in sorted(step_sizes)
+        }
+        self.each = cast(Mapping[str, AdaptiveRounding], nn.ModuleDict(each))  # torch knows its values as modules only
         self._last: list[int] = []  # the widths of this iteration: V of the others stays where it is
 
-    def soft(self, widths) -> dict[int, Tensor]:
+    def soft(self, widths: Iterable[int]) -> dict[int, Tensor]:
         """The differentiable weights at `widths`, each from its own V."""
         self._last = [bits for bits in widths if bits in self.step_sizes]
         return {bits: self.each[str(bits)].soft([bits])[bits] for bits in self._last}
 
-    def regularizer(self, beta: float) -> Tensor:
+    def regularizer(self, beta: float) -> Tensor | float:
         """Pull towards 0 or 1 of every V that this iteration uses, a scalar."""
         return sum(self.each[str(bits)].regularizer(beta) for bits in self._last)
 
@@ -153,4 +166,4 @@ class RoundingPerWidth(Relaxation):
 
     def histogram(self) -> Tensor:
         """Of h(V), all widths together."""
-        return sum(rounding.histogram() for rounding in self.each.values())
+        return reduce(torch.add, (rounding.histogram() for rounding in self.each.values()))

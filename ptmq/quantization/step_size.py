@@ -4,7 +4,7 @@ Errors are the mean of |x - x_quantized|^p with p = 2.4 (BRECQ, QDrop). Inputs a
 (channels, values), and every channel gets its own step; per tensor is one row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -55,7 +55,9 @@ def grid_error(x: Tensor, count: Tensor | None, step: Tensor, zero_point: Tensor
     return error.mean(1) if count is None else (error * count).sum(1) / count.sum(1)
 
 
-def _best(candidates, x: Tensor, count: Tensor | None, bits: int, grid: Grid) -> tuple[Tensor, Tensor]:
+def _best(
+    candidates: Iterable[tuple[Tensor, Tensor]], x: Tensor, count: Tensor | None, bits: int, grid: Grid
+) -> tuple[Tensor, Tensor]:
     """The candidate (step, zero_point) with the least error for each row; the first of equals wins."""
     best = torch.full_like(x[:, 0], torch.inf)
     step, zero_point = torch.ones_like(best), torch.zeros_like(best)
@@ -84,7 +86,7 @@ def shift(x: Tensor, bits: int, count: Tensor | None = None, grid: Grid = affine
     low, high = x.amin(1), x.amax(1)
     one_sided = bool((low >= 0).all() or (high <= 0).all())
 
-    def candidates():
+    def candidates() -> Iterator[tuple[Tensor, Tensor]]:
         for i in range(1, THRESHOLDS + 1):
             if one_sided:
                 threshold = torch.maximum(low.abs(), high) / THRESHOLDS * i
@@ -98,7 +100,14 @@ def shift(x: Tensor, bits: int, count: Tensor | None = None, grid: Grid = affine
     return _best(candidates(), x, count, bits, grid)
 
 
-SEARCHES = {"minmax": lambda x, bits, count=None, grid=affine: minmax(x, bits, grid), "shrink": shrink, "shift": shift}
+Search = Callable[
+    ..., tuple[Tensor, Tensor]
+]  # (x, bits, count=None, grid=affine) -> step size and zero point, (channels,) each
+SEARCHES: dict[str, Search] = {
+    "minmax": lambda x, bits, count=None, grid=affine: minmax(x, bits, grid),
+    "shrink": shrink,
+    "shift": shift,
+}
 
 
 def histogram(x: Tensor) -> tuple[Tensor, Tensor]:

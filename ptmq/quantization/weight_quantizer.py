@@ -8,31 +8,24 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptmq.common.bits import FP, require_width
 from ptmq.quantization.fake_quantization import dequantize, largest_code, quantize
+from ptmq.quantization.quantizer import Quantizer
 from ptmq.quantization.rounding import Relaxation
 from ptmq.quantization.step_size import PARENT_BITS, SEARCHES, nested
 
 
-class WeightQuantizer(nn.Module):
+class WeightQuantizer(Quantizer):
     """What a layer sees of its weight at the selected width.
 
     Subclasses give `quantized(weight, bits)`; through it gradients may reach the weight.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bits = FP
-
     def forward(self, weight: Tensor) -> Tensor:
         """The weight (out, in, ...) as the network sees it, of its shape."""
         return weight if self.bits == FP else self.quantized(weight, self.bits)
-
-    def set_bits(self, bits: int) -> None:
-        """Select a width; FP for the floating-point weight."""
-        self.bits = bits
 
     def quantized(self, weight: Tensor, bits: int) -> Tensor:
         """The weight at `bits`, of its shape."""
@@ -169,10 +162,16 @@ class RoundedWeightQuantizer(GridWeightQuantizer):
         self.set_rounding(torch.stack(nearest).to(torch.int8))
 
     def set_rounding(self, rounding: Tensor, step_sizes: dict[int, Tensor] | None = None) -> None:
-        """Take hard rounding values, integers, (1 or widths, *shape), and learned step sizes, (out, 1, ...)."""
+        """Take hard rounding values, integers, (1 or widths, *shape), and learned step sizes, (out, 1, ...).
+
+        Of fewer widths than there are, the keys of `step_sizes`, the rounding of the others stays.
+        """
+        at = [self.widths.index(bits) for bits in step_sizes or ()]
+        if 1 < len(self.widths) != len(rounding) == len(at):
+            rounding = self.rounding.index_copy(0, torch.tensor(at, device=rounding.device), rounding)
         self.rounding, self.relaxation = rounding, None
-        for bits, step in (step_sizes or {}).items():
-            self.step[self.widths.index(bits)] = step.flatten()
+        for index, step in zip(at, (step_sizes or {}).values(), strict=True):
+            self.step[index] = step.flatten()
         self._weights.clear()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

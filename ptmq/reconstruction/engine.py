@@ -24,6 +24,8 @@ from ptmq.common.files import load_tensors, save_tensors
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.network.place import HEAD, STEM
 from ptmq.quantization.activation_quantizer import Drop
+from ptmq.quantization.rounding import Relaxation
+from ptmq.quantization.weight_quantizer import GridWeightQuantizer
 from ptmq.reconstruction.features import (
     Features,
     memory_format,
@@ -83,7 +85,7 @@ class Random:
     host: torch.Generator = field(init=False)
     device: torch.Generator = field(init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         number = self.seed * 100_003 + self.part * 2
         self.host = torch.Generator().manual_seed(number)
         self.device = torch.Generator(self.on).manual_seed(number + 1)
@@ -109,12 +111,16 @@ class Learner:
         self.execution, self.importance = execution, importance
         self.settings = hooks.settings
         self.done = 0
+        self.relaxed: list[GridWeightQuantizer] = []
+        self.relaxations: list[Relaxation] = []  # theirs
         for layer in unit.layers:
-            layer.quantizer.relaxation = hooks.relax(layer)
+            relaxation = layer.quantizer.relaxation = hooks.relax(layer)
+            if relaxation is not None:
+                self.relaxed.append(layer.quantizer)
+                self.relaxations.append(relaxation)
         for quantizer in unit.quantizers:
             quantizer.drop = Drop(self.settings.keep, random.device, execution.compile)
-        self.relaxed = [layer.quantizer for layer in unit.layers if layer.quantizer.relaxation is not None]
-        roundings = [p for quantizer in self.relaxed for p in quantizer.relaxation.parameters()]
+        roundings = [p for relaxation in self.relaxations for p in relaxation.parameters()]
         steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]
         self.optimizer = torch.optim.Adam(
             [
@@ -134,8 +140,8 @@ class Learner:
         index = torch.randint(len(features.fp), (self.settings.batch_size,), generator=self.random.host)
         index = index.to(features.fp.device)
         drawn = hooks.draw(self.random.host)
-        for quantizer in self.relaxed:
-            quantizer.soften(width.weight for width in drawn)
+        for weights in self.relaxed:
+            weights.soften(width.weight for width in drawn)
         fp, quantized = self._batch(features.fp, index), [self._batch(features.quantized[w], index) for w in drawn]
         outputs = []
         for width, x in zip(drawn, hooks.mix(fp, quantized, self.random.device), strict=True):
@@ -149,7 +155,7 @@ class Learner:
             )
         self.done += 1
         self.optimizer.zero_grad()
-        (loss + hooks.regularizer([quantizer.relaxation for quantizer in self.relaxed], self.done)).backward()
+        (loss + hooks.regularizer(self.relaxations, self.done)).backward()
         self.optimizer.step()
         self.schedule.step()
         for quantizer in unit.quantizers:
@@ -158,14 +164,14 @@ class Learner:
 
     def rounding_histogram(self) -> list[int]:
         """How many soft rounding values lie in each part of [0, 1], all layers together; empty where there are none."""
-        counts = [quantizer.relaxation.histogram() for quantizer in self.relaxed]
-        return [int(n) for n in sum(counts)] if counts and counts[0] is not None else []
+        counts = [count for relaxation in self.relaxations if (count := relaxation.histogram()) is not None]
+        return [int(n) for n in reduce(torch.add, counts)] if counts else []
 
     def finish(self) -> None:
         """Make the rounding hard and stop dropping."""
-        for quantizer in self.relaxed:
-            if quantizer.relaxation is not None:
-                quantizer.harden()
+        for weights in self.relaxed:
+            if weights.relaxation is not None:
+                weights.harden()
         for quantizer in self.unit.quantizers:
             quantizer.drop = None
 

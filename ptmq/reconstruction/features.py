@@ -3,7 +3,6 @@
 They stay where the images are: on the model's device, or in main memory, from where each batch is taken to the model.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +39,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.index_select(0, index)
 
 
-def joined(batches: Sequence[Tensor]) -> Tensor:
+def joined(batches: list[Tensor]) -> Tensor:
     """Batches as one tensor in its memory format."""
     whole = torch.cat(batches)
     return whole.contiguous(memory_format=memory_format(whole))

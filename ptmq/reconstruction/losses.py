@@ -1,6 +1,8 @@
 """Reconstruction losses: the distance of two features, in one pass over main memory."""
 
+from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +22,11 @@ class _SquaredErrors(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, terms, *tensors):
-        first = dense(tensors[0])
-        if any(tensor.shape != first.shape for tensor in tensors):  # what is read part by part would not notice
-            raise ValueError(f"features must have one shape. Got {', '.join(str(tuple(t.shape)) for t in tensors)}.")
-        tensors = [laid_out_as(tensor, first) for tensor in (first, *tensors[1:])]
+    def forward(ctx: Any, terms: Sequence[tuple[float, int, int]], *given: Tensor) -> Tensor:
+        first = dense(given[0])
+        if any(tensor.shape != first.shape for tensor in given):  # what is read part by part would not notice
+            raise ValueError(f"features must have one shape. Got {', '.join(str(tuple(t.shape)) for t in given)}.")
+        tensors = [laid_out_as(tensor, first) for tensor in (first, *given[1:])]
         ctx.terms = terms
         ctx.save_for_backward(*tensors)
         total = first.new_zeros(())
@@ -36,7 +38,7 @@ class _SquaredErrors(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         grads = [torch.empty_like(tensor) if needed else None
                  for tensor, needed in zip(tensors, ctx.needs_input_grad[1:], strict=True)]  # fmt: skip

@@ -14,13 +14,56 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
 from ptmq.common.bits import FULL_PRECISION, BitWidth
-from ptmq.network.layers import QuantizedLayer
+from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
-from ptmq.quantization.correction import Moments, matching
+from ptmq.quantization.quantizer import BOUND
 from ptmq.reconstruction.features import INFERENCE_BATCH, Features, propagate, propagate_all
 from ptmq.reconstruction.settings import CorrectionSettings
 
-AtLayer = Callable[[QuantizedLayer, list[Tensor]], list[Tensor]]
+AtLayer = Callable[[GridLayer, list[Tensor]], list[Tensor]]
+
+
+@dataclass
+class Moments:
+    """Mean and variance of every channel over images and positions, (channels,) each, from sums over them."""
+
+    count: int
+    sum: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, outputs: Sequence[Tensor], axis: int) -> "Moments":
+        """Of all batches of a layer's output, whose channels lie along `axis`."""
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for output in outputs:
+            rows = output.movedim(axis, -1).flatten(0, -2)  # (values, channels)
+            variance, mean = (moment.double() for moment in torch.var_mean(rows, 0, correction=0))
+            count += len(rows)
+            total = total.to(mean) + len(rows) * mean
+            squares = squares.to(mean) + len(rows) * (variance + mean.square())
+        return cls(count, total, squares)
+
+    @property
+    def mean(self) -> Tensor:
+        """Of every channel, (channels,)."""
+        return self.sum / self.count
+
+    @property
+    def deviation(self) -> Tensor:
+        """The standard deviation of every channel, (channels,)."""
+        return (self.squares / self.count - self.mean.square()).clamp_min(0).sqrt()
+
+
+def matching(fp: Moments, quantized: Moments, bias: Tensor | None, with_gain: bool) -> tuple[Tensor, Tensor]:
+    """Gain and shift, (out,) each, that give the quantized output of a layer the mean and deviation of the FP one.
+
+    The gain is bounded, and 0 where either has no variance; the shift matches the mean whatever the gain.
+    """
+    known = (fp.deviation > 0) & (quantized.deviation > 0) & with_gain
+    ratio = torch.where(known, fp.deviation / quantized.deviation, 1.0)
+    gain = ratio.clamp(1 / BOUND, BOUND) - 1
+    centre = quantized.mean if bias is None else quantized.mean - bias
+    return gain.float(), (fp.mean - quantized.mean - gain * centre).float()
 
 
 def walk(unit: Unit, x: Tensor, at_layer: AtLayer) -> None:
@@ -60,20 +103,12 @@ def _run_node(
     return tree_map_only(Tensor, lambda value: value.to(to), getattr(run, node.op)(node.target, args, kwargs))
 
 
-def channel_axis_of(layer: QuantizedLayer) -> int:
+def channel_axis_of(layer: GridLayer) -> int:
     """Along which axis of a layer's output its channels lie: 1 of a convolution, the last of a linear layer."""
     return -1 if layer.conv is None else 1
 
 
-def moments_of(layer: QuantizedLayer, outputs: Sequence[Tensor]) -> Moments:
-    """Mean and deviation of a layer's output channels over all batches."""
-    moments = Moments()
-    for output in outputs:
-        moments.add(output, channel_axis_of(layer))
-    return moments
-
-
-def corrected(layer: QuantizedLayer, output: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+def corrected(layer: GridLayer, output: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
     """A layer's uncorrected output with gain and shift, (out,) each, of its shape."""
     offset = shift if layer.bias is None else shift - gain * layer.bias
     axis = channel_axis_of(layer)
@@ -83,17 +118,17 @@ def corrected(layer: QuantizedLayer, output: Tensor, gain: Tensor, shift: Tensor
 
 
 @torch.no_grad()
-def deviations(unit: Unit, x: Tensor) -> dict[QuantizedLayer, float]:
+def deviations(unit: Unit, x: Tensor) -> dict[GridLayer, float]:
     """The mean over channels of the standard deviation of every layer's output in floating point, for images x."""
     return {layer: float(moments.deviation.mean()) for layer, moments in fp_moments(unit, x).items()}
 
 
-def fp_moments(unit: Unit, x: Tensor) -> dict[QuantizedLayer, Moments]:
+def fp_moments(unit: Unit, x: Tensor) -> dict[GridLayer, Moments]:
     """Of every layer's output in floating point, for images x."""
-    found: dict[QuantizedLayer, Moments] = {}
+    found: dict[GridLayer, Moments] = {}
 
-    def measure(layer: QuantizedLayer, outputs: list[Tensor]) -> list[Tensor]:
-        found[layer] = moments_of(layer, outputs)
+    def measure(layer: GridLayer, outputs: list[Tensor]) -> list[Tensor]:
+        found[layer] = Moments.of(outputs, channel_axis_of(layer))
         return outputs
 
     unit.set_bits(FULL_PRECISION)
@@ -105,17 +140,17 @@ def fp_moments(unit: Unit, x: Tensor) -> dict[QuantizedLayer, Moments]:
 def match(unit: Unit, features: Features, widths: Sequence[BitWidth], settings: CorrectionSettings) -> None:
     """Correct the layers of a unit at some widths.
 
-    The last images, a share of settings.correction_check, take no part in matching. For each layer and width they choose
-    between no correction, the shift, and where settings.correction is `gain` both: what leaves the unit the least error.
-    Without such images the most is taken that settings.correction allows.
+    The last images, a share of settings.correction_check, take no part in matching. For each layer and width they
+    choose between no correction, the shift, and where settings.correction is `gain` both: what leaves the unit the
+    least error. Without such images the most is taken that settings.correction allows.
     """
     kept = len(features.fp) - round(len(features.fp) * settings.correction_check)
     fp = fp_moments(unit, features.fp[:kept])
     for width in widths:
         x = features.quantized[width]
         unit.set_bits(width)
-        for layer in unit.layers:
-            layer.correction.clear(width)
+        for correction in unit.corrections.values():
+            correction.clear(width)
         choice = Choice(unit, width, x[kept:], features.target[kept:])
         walk(unit, x[:kept], partial(_match_layer, fp, choice, settings.correction == "gain"))
 
@@ -129,25 +164,27 @@ class Choice:
     x: Tensor
     target: Tensor
 
-    def take(self, layer: QuantizedLayer, ways: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def take(self, layer: GridLayer, ways: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Give the layer the best of some gains and shifts, without images the last; returns it."""
-        best = min(ways, key=lambda way: self._error(layer, way)) if len(self.x) else ways[-1]
-        layer.correction.set(self.width, *best)
-        return best
+        correction = self.unit.corrections[layer]
 
-    def _error(self, layer: QuantizedLayer, way: tuple[Tensor, Tensor]) -> float:
-        layer.correction.set(self.width, *way)
-        return float((propagate(self.unit, self.x, self.width) - self.target).square().mean())
+        def error(way: tuple[Tensor, Tensor]) -> float:
+            correction.set(self.width, *way)
+            return float((propagate(self.unit, self.x, self.width) - self.target).square().mean())
+
+        best = min(ways, key=error) if len(self.x) else ways[-1]
+        correction.set(self.width, *best)
+        return best
 
 
 def _match_layer(
-    fp: dict[QuantizedLayer, Moments], choice: Choice, with_gain: bool, layer: QuantizedLayer, outputs: list[Tensor]
+    fp: dict[GridLayer, Moments], choice: Choice, with_gain: bool, layer: GridLayer, outputs: list[Tensor]
 ) -> list[Tensor]:
     """Correct a layer at the width of the choice; returns its outputs with that."""
-    moments = moments_of(layer, outputs)
+    moments = Moments.of(outputs, channel_axis_of(layer))
     ways = [matching(fp[layer], moments, layer.bias, gain) for gain in (False, True)[: 1 + with_gain]]
-    none = tuple(torch.zeros_like(values) for values in ways[0])
-    gain, shift = choice.take(layer, [none, *ways])
+    nothing = torch.zeros_like(ways[0][0])
+    gain, shift = choice.take(layer, [(nothing, nothing), *ways])
     return [corrected(layer, output, gain, shift) for output in outputs]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ptmq.common.bits import BitWidth
-from ptmq.network.layers import QuantizedLayer
+from ptmq.network.layers import GridLayer
 from ptmq.network.model import Unit
 from ptmq.quantization.fake_quantization import choose, keep_mask
 from ptmq.quantization.rounding import AdaptiveRounding, Relaxation
@@ -41,7 +41,7 @@ class Pass:
         """
         return [unit]
 
-    def relax(self, layer: QuantizedLayer) -> Relaxation | None:
+    def relax(self, layer: GridLayer) -> Relaxation | None:
         """The learnable rounding of a layer; None leaves its weights as they are."""
         return None
 
@@ -78,7 +78,7 @@ class Pass:
         """
         return None
 
-    def regularizer(self, relaxations: Sequence[Any], iteration: int) -> Tensor | float:
+    def regularizer(self, relaxations: Sequence[Relaxation], iteration: int) -> Tensor | float:
         """What is added to the loss at `iteration`, counted from 1."""
         return 0.0
 
@@ -95,17 +95,20 @@ class Pass:
             match(unit, features, self.widths, self.settings)
 
 
+Passes = Sequence[Pass]  # in the order in which they go over the network
+
+
 class AdaptiveRoundingPass(Pass):
     """Learns for every weight whether it is rounded down or up, beside the activation step sizes."""
 
     settings: AdaptiveRoundingSettings
 
-    def relax(self, layer: QuantizedLayer) -> Relaxation:
+    def relax(self, layer: GridLayer) -> Relaxation | None:
         """Adaptive rounding, started so that the soft weight is the FP weight."""
         quantizer = layer.quantizer
         return AdaptiveRounding(layer.weight, quantizer.step_sizes(), quantizer.zero_points(), self.settings.initial_v)
 
-    def regularizer(self, relaxations: Sequence[Any], iteration: int) -> Tensor | float:
+    def regularizer(self, relaxations: Sequence[Relaxation], iteration: int) -> Tensor | float:
         """λ_r times the pull of every V towards 0 or 1, after the warm-up."""
         beta = self.settings.beta_at(iteration)
         return 0.0 if beta is None else self.settings.regularizer * sum(r.regularizer(beta) for r in relaxations)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ptmq.common.errors import one_of, require
-from ptmq.quantization.correction import KINDS
+from ptmq.quantization.quantizer import KINDS
 from ptmq.quantization.rounding import INITIAL
 from ptmq.quantization.step_size import SEARCHES
 
@@ -29,8 +29,6 @@ class StepSizeSettings:
     edge_bits: int = 8  # weights of stem and head, activation that enters the last layer
     quantize_softmax: bool = False  # of attention; else it stays in floating point
 
-    correction: ClassVar[str] = "none"  # of a method that has no such setting
-
     def __post_init__(self) -> None:
         one_of("step_size_search", self.step_size_search, SEARCHES)
         require(self.step_size_images >= 1, "step_size_images", "at least 1", self.step_size_images)
@@ -39,7 +37,7 @@ class StepSizeSettings:
 
 @dataclass(frozen=True)
 class CorrectionSettings(StepSizeSettings):
-    """How every layer's output is corrected at every width (`ptmq.quantization.correction`)."""
+    """How every layer's output is corrected at every width (`ptmq.quantization.quantizer`)."""
 
     correction: str = "none"  # none, shift, or gain (and shift), of every output channel
     correction_check: float = 0.125  # share of the calibration images that choose, where nothing is better

@@ -10,7 +10,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from ptmq.common.bits import FULL_PRECISION, BitGroups, BitWidth
 from ptmq.common.device import keep_freed_memory
 from ptmq.common.errors import one_of
 from ptmq.methods.interface import create
+from ptmq.methods.reconstruction import Reconstruction
 from ptmq.models.backbone import CNN_GROUPS, get_backbone
 from ptmq.models.cifar_resnet import CifarResNet
 from ptmq.network.model import MultiBitModel, Unit
@@ -49,6 +52,7 @@ PROFILED = 3  # iterations
 DEPTHS, DEPTH_ITERATIONS, DEPTH_IMAGES = (20, 32, 44, 56), 10, 128
 SWITCHES = 200
 PROCESS_ITERATIONS = 30
+BARRIER: Barrier  # in a process of a pool
 
 
 def random_images(name: str, count: int) -> torch.Tensor:
@@ -70,11 +74,10 @@ def block_of(case: str, device: torch.device) -> tuple[Unit, Features]:
     backbone = get_backbone(name)
     model = MultiBitModel(random_network(backbone.network), QuantizationSpec(backbone.blocks, GROUPS.widths)).to(device)
     x = random_images(backbone.dataset, IMAGES).to(device)
-    for unit in model.units:
-        if unit.name == block:
-            break
+    before = [unit.name for unit in model.units].index(block)
+    for unit in model.units[:before]:
         x = propagate(unit, x, FULL_PRECISION)
-    model.units = torch.nn.ModuleList([unit])
+    model.units, unit = model.units[before : before + 1], model.units[before]
     model.search_step_sizes(x, "minmax")
     return unit, Features(x, dict.fromkeys(GROUPS.widths, x), propagate(unit, x, FULL_PRECISION))
 
@@ -102,7 +105,9 @@ class Iterations:
 
     def __init__(self, unit: Unit, features: Features, method: str, execution: Execution = Execution()):  # noqa: B008
         widths = GROUPS.widths if method == "ptmq" else [BitWidth(4, 4)]
-        (hooks,) = create(method, {}, widths, GROUPS if method == "ptmq" else None).passes()
+        learned = create(method, {}, widths, GROUPS if method == "ptmq" else None)
+        assert isinstance(learned, Reconstruction)
+        (hooks,) = learned.passes()
         self.unit = unit
         self.learner = Learner(unit, hooks, features, Random(0, 0, unit.device), execution)
         self.drops = [quantizer.drop for quantizer in unit.quantizers]
@@ -190,7 +195,7 @@ def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     seconds = dict.fromkeys(DEPTHS, float("inf"))
     for _ in range(rounds):
         for layers in DEPTHS:
-            network = random_network(lambda layers=layers: CifarResNet(layers))
+            network = random_network(partial(CifarResNet, layers))
             model = MultiBitModel(network, QuantizationSpec(blocks, GROUPS.widths)).to(device)
             start = time.perf_counter()
             method.calibrate(model, images, 0)
@@ -228,7 +233,7 @@ def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _share(barrier: Any) -> None:
+def _share(barrier: Barrier) -> None:
     """Give a process of a pool the barrier at which all of them wait for each other."""
     global BARRIER
     BARRIER = barrier

@@ -21,12 +21,12 @@ from ptmq.data.images import Images
 from ptmq.methods.interface import discover, method_file
 from ptmq.models.backbone import get_backbone
 from ptmq.models.checkpoints import load_network
-from ptmq.network.model import MultiBitModel
+from ptmq.network.model import Switchable
 from ptmq.network.serialization import TENSORS
 from ptmq.reconstruction.features import memory_format
 from ptmq.suite import run_record
 from ptmq.suite.profile import FP32
-from ptmq.training.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches, recalibration_images
+from ptmq.training.adaptive_bn import recalibrate, recalibration_batches, recalibration_images
 
 BATCH = 250
 
@@ -45,7 +45,7 @@ def count_correct(log_p: Tensor, images: Images) -> int:
 
 @torch.no_grad()
 def score(
-    model: MultiBitModel, switches: Mapping[Any, Callable[[], None]], images: Images, fp: Tensor, device: torch.device
+    model: nn.Module, switches: Mapping[Any, Callable[[], None]], images: Images, fp: Tensor, device: torch.device
 ) -> dict[Any, tuple[int, float]]:
     """How many images are classified correctly, and the mean KL(FP || quantized) in nats, after every switch.
 
@@ -67,7 +67,7 @@ def score(
 
 
 def score_recalibrated(
-    model: AdaptiveBNModel, train: Images, images: Images, fp: Tensor, device: torch.device
+    model: Switchable, train: Images, images: Images, fp: Tensor, device: torch.device
 ) -> list[dict[str, Any]]:
     """The results of a model whose BatchNorm is re-estimated at every switch, with what that took.
 
@@ -105,7 +105,7 @@ def load_outputs(path: Path, backbone: str, split: str) -> Tensor:
 
 
 def outputs_of_fp(
-    model: MultiBitModel, fp_outputs: Path | None, backbone: str, split: str, images: Images, device: torch.device
+    model: Switchable, fp_outputs: Path | None, backbone: str, split: str, images: Images, device: torch.device
 ) -> Tensor:
     """The FP network's log-probabilities: those of the file, or without one those of the model at its FP width."""
     if fp_outputs:

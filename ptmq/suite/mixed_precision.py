@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
+from ptmq.network.layers import QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
+from ptmq.quantization.quantizer import Quantizer
 from ptmq.reconstruction.features import propagate
 
 BITS_OF_KIB = 8 * 1024
@@ -138,17 +140,19 @@ def bit_operations(model: MultiBitModel, image: Tensor) -> int:
     image: (1, ...), of which only the size matters. A layer's input has the bits of the quantizer that gave it or,
     where it was pooled or reshaped since, of the one that ran last; floating point where none ran.
     """
-    given = {image.data_ptr(): (IMAGE_BITS, image)}  # outputs are kept, so that no other takes their place in memory
+    # outputs are kept, so that no other takes their place in memory
+    given: dict[int, tuple[int, Tensor]] = {image.data_ptr(): (IMAGE_BITS, image)}
     last, found = FP, 0
 
-    def remember(quantizer, args, out: Tensor) -> None:
+    def remember(quantizer: Quantizer, args: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal last
         last = quantizer.bits
         given[out.data_ptr()] = (last, out)
 
-    def count(layer, args, out: Tensor) -> None:
+    def count(layer: QuantizedLayer, args: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal found
-        bits, _ = given.get(args[0].data_ptr(), (last, None))
+        entering = args[0].data_ptr()
+        bits = given[entering][0] if entering in given else last
         found += out[0].numel() * layer.weight[0].numel() * layer.bits * bits
 
     hooks = [quantizer.register_forward_hook(remember) for quantizer in model.quantizers]

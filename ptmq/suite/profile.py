@@ -5,15 +5,18 @@ backbone by one method. Importing this file does not import torch, so the workfl
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ptmq.common.errors import InputError, one_of, require
 from ptmq.models.backbone import CNN_GROUPS, backbones
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 SCHEMA = Path(__file__).parent.parent.parent / "workflow" / "schemas" / "profile.schema.yaml"
 TYPES = {  # what JSON schema calls them -> what a person does
@@ -46,7 +49,7 @@ class Run:
     threads: int = 1
     label: str = MULTI  # the width of a single-width run, else 'multi'
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", "0 or more", self.seed)
         require(self.calibration_images >= 1, "calibration_images", "at least 1", self.calibration_images)
 
@@ -83,22 +86,22 @@ def read_profile(path: Path) -> dict[str, Any]:
 
 def validate(profile: Mapping[str, Any]) -> dict[str, Any]:
     """Check a profile against the JSON schema and fill in defaults. Raises InputError, one sentence a mistake."""
-    profile = _typed(profile)
+    checked: dict[str, Any] = _typed(profile)
     try:
         import jsonschema
     except ImportError:  # a machine without the workflow's packages: the settings still check themselves
-        return profile
+        return checked
     if not SCHEMA.exists():  # installed without the workflow
-        return profile
+        return checked
     schema = yaml.safe_load(SCHEMA.read_text())
     problems = sorted(
-        jsonschema.Draft202012Validator(schema).iter_errors(profile), key=lambda e: list(map(str, e.path))
+        jsonschema.Draft202012Validator(schema).iter_errors(checked), key=lambda e: list(map(str, e.path))
     )
     if problems:
         raise InputError("profile: " + " ".join(dict.fromkeys(map(_explain, problems))))
-    profile["backbones"] = {name: body or {} for name, body in profile["backbones"].items()}
-    _check_names(profile)
-    return profile
+    checked["backbones"] = {name: body or {} for name, body in checked["backbones"].items()}
+    _check_names(checked)
+    return checked
 
 
 def _check_names(profile: Mapping[str, Any]) -> None:
@@ -130,31 +133,35 @@ def _typed(value: Any) -> Any:
     return value
 
 
-def _explain(problem) -> str:
+def _explain(problem: "ValidationError") -> str:
     """One schema error as a sentence: field, rule, value, way out."""
     where = ".".join(map(str, problem.absolute_path)) or "top level"
+    schema: Any = problem.schema  # of any shape, like the two that follow
+    instance: Any = problem.instance
+    value: Any = problem.validator_value
     if problem.validator == "additionalProperties":
-        known = problem.schema.get("properties", {})
-        for name in problem.instance:
+        known = schema.get("properties", {})
+        for name in instance:
             if name not in known:
                 try:
                     one_of(f"{where}: key", name, known)
                 except InputError as error:
                     return str(error)
     if problem.validator == "required":
-        missing = [key for key in problem.validator_value if key not in problem.instance]
+        missing = [key for key in value if key not in instance]
         return f"{where}: missing {', '.join(missing)}."
     if problem.validator == "enum":
-        return f"{where} must be one of {', '.join(map(str, problem.validator_value))}. Got {problem.instance!r}."
-    return f"{where} must be {_rule(problem)}. Got {problem.instance!r}."
+        return f"{where} must be one of {', '.join(map(str, value))}. Got {instance!r}."
+    return f"{where} must be {_rule(problem)}. Got {instance!r}."
 
 
-def _rule(problem) -> str:
+def _rule(problem: "ValidationError") -> str:
     """The rule of a schema error in words."""
-    value = problem.validator_value
-    words = {
+    schema: Any = problem.schema
+    value: Any = problem.validator_value
+    words: dict[Any, Callable[[], str]] = {
         "type": lambda: " or ".join(TYPES.get(name, name) for name in ([value] if isinstance(value, str) else value)),
-        "pattern": lambda: f"written like {problem.schema.get('examples', [value])[0]}",
+        "pattern": lambda: f"written like {schema.get('examples', [value])[0]}",
         "minimum": lambda: f"{value} or more",
         "minItems": lambda: f"a list of at least {value}",
         "minProperties": lambda: f"a mapping of at least {value}",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ptmq.common.bits import FP
 from ptmq.data.images import Images
+from ptmq.network.layers import Layer, QuantizedLayer
 from ptmq.network.model import observe
 from ptmq.network.place import QuantizationSpec
 from ptmq.network.trace import NORMS
@@ -33,7 +34,7 @@ class AdaptiveBNModel(TrainableModel):
     recalibrated = True
 
     def __init__(
-        self, network: nn.Module, spec: QuantizationSpec, to_layer: Callable[[nn.Module, int | None], nn.Module]
+        self, network: nn.Module, spec: QuantizationSpec, to_layer: Callable[[Layer, int | None], QuantizedLayer]
     ):
         super().__init__(network, spec, to_layer, lambda fixed: ActivationQuantizer(spec.activation_bits, fixed))
 
@@ -44,8 +45,8 @@ class AdaptiveBNModel(TrainableModel):
     @property
     def learned_quantizers(self) -> list[ActivationQuantizer]:
         """Those of activations, and those of weights that are of the same kind."""
-        of_weights = (layer.quantizer for layer in self.layers)
-        return [q for q in of_weights if isinstance(q, ActivationQuantizer)] + self.quantizers
+        every = [*(layer.quantizer for layer in self.layers), *self.quantizers]
+        return [quantizer for quantizer in every if isinstance(quantizer, ActivationQuantizer)]
 
     @torch.no_grad()
     def search_step_sizes(self, images: Tensor, search: str, batch_size: int = 64) -> None:

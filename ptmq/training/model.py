@@ -5,6 +5,7 @@ What a layer and a quantizer are is the method's choice; where they stand is the
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
 from ptmq.network.cut import assign_units
+from ptmq.network.layers import Layer, QuantizedLayer
 from ptmq.network.model import Switchable, known_width
 from ptmq.network.place import QuantizationSpec, quantize_graph
 from ptmq.network.trace import NORMS, calls, trace
+from ptmq.quantization.quantizer import Quantizer
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class SwitchableNorm(nn.Module):
@@ -45,14 +50,14 @@ class TrainableModel(Switchable):
         self,
         network: nn.Module,
         spec: QuantizationSpec,
-        to_layer: Callable[[nn.Module, int | None], nn.Module],
-        to_quantizer: Callable[[int | None], nn.Module],
+        to_layer: Callable[[Layer, int | None], QuantizedLayer],
+        to_quantizer: Callable[[int | None], Quantizer],
         norm_per_width: bool = False,
     ):
         super().__init__()
         self.widths = tuple(spec.widths)
-        self.layers: list[nn.Module] = []
-        self.quantizers: list[nn.Module] = []
+        self.layers: list[QuantizedLayer] = []
+        self.quantizers: list[Quantizer] = []
         graph = trace(copy.deepcopy(network))
         quantize_graph(
             graph,
@@ -67,7 +72,7 @@ class TrainableModel(Switchable):
                 f"{type(network).__name__} has no BatchNorm to re-estimate, or to keep one of for every width, or has "
                 "some that are no layer of their own. Leave the backbone out for this method (backbones: [...])."
             )
-        self.switched_norms: list[nn.Module] = []
+        self.switched_norms: list[SwitchableNorm] = []
         if norm_per_width:
             for name, norm in norms:
                 graph.set_submodule(name, _kept(self.switched_norms, SwitchableNorm(norm, self.widths)))
@@ -89,7 +94,7 @@ class TrainableModel(Switchable):
             norm.set_bits(width)
 
 
-def _kept(modules: list[nn.Module], module: nn.Module) -> nn.Module:
+def _kept(modules: list[Module], module: Module) -> Module:
     """The module, noted in a list."""
     modules.append(module)
     return module

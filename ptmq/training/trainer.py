@@ -24,7 +24,7 @@ from ptmq.training.augmentation import augment
 
 # (network, images, labels, generator) -> losses, each propagated back when it is made, before the next
 Losses = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Iterable[Tensor]]
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
     "sgd": lambda parameters, lr, weight_decay: torch.optim.SGD(

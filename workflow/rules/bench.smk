@@ -20,8 +20,6 @@ BENCH_OUTPUTS = expand(
 
 
 rule bench_case:
-    input:
-        code=ENGINE_CODE + code("bench", "allocator", "ptmq") + ["baselines/qdrop.py"],
     output:
         BENCH_RECORD,
     log:
@@ -33,17 +31,19 @@ rule bench_case:
         cpu=ALL_CPUS,
         gpu=on_gpu(),
     params:
+        code=code_sha256("ptmq.suite.bench", "ptmq.methods.ptmq", "baselines.qdrop"),
         device=DEVICE,
     shell:
-        "python -m ptmq bench --case {wildcards.case} --device {params.device} --threads {wildcards.threads}"
-        " --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+        logged(
+            "python -m ptmq bench --case {wildcards.case} --device {params.device} --threads {wildcards.threads}"
+            " --out {output}"
+        )
 
 
 rule bench:
     input:
         blocks=expand(BENCH_RECORD, case=BENCH_BLOCKS, threads=BENCH_THREADS),
         others=expand(BENCH_RECORD, case=["depth", "switching", "processes"], threads=1),
-        code=scripts("bench", "style", "tables"),
     output:
         report(BENCH_OUTPUTS, category="Speed", caption="../captions/bench.rst"),
     log:
@@ -51,7 +51,10 @@ rule bench:
     conda:
         "../../environment.yml"
     params:
+        code=code_sha256(SCRIPTS / "bench.py"),
         root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
     shell:
-        "python workflow/scripts/bench.py --out {params.root} --records {input.blocks} {input.others}"
-        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        logged(
+            "python $PTMQ_PROJECT/workflow/scripts/bench.py --out {params.root}"
+            " --records {input.blocks} {input.others}"
+        )

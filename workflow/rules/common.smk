@@ -1,6 +1,5 @@
 # What the rules share: the validated profile, its runs, paths, the machine's limits. No rule is defined here.
 
-import hashlib
 import json
 import os
 import re
@@ -12,12 +11,20 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, workflow.basedir)
-# the rules' `python` is the one that runs Snakemake, whether or not its environment was activated
-os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
+PROJECT = Path(workflow.current_basedir).parent.parent
+SCRIPTS = PROJECT / "workflow/scripts"
+sys.path.insert(0, str(PROJECT))
+# The rules' `python` is the one that runs Snakemake, whether or not its environment was activated, with this checkout's
+# packages, whatever is installed and from wherever it runs.
+os.environ.update(
+    PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]),
+    PTMQ_PROJECT=str(PROJECT),
+    PYTHONPATH=os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
+)
+from ptmq.common.errors import InputError
+from ptmq.common.provenance import code_sha256, file_of_method
 from ptmq.models.zoo import BACKBONES
 from ptmq.suite.profile import FP32, all_runs, validate
-from ptmq.common.errors import InputError
 
 try:
     PROFILE = validate(config)
@@ -30,25 +37,19 @@ FROM_RECORDS = PROFILE.pop("from_records", False)
 CHECKED = f".snakemake/checked/{PROFILE['profile']}.json"
 
 
-def code_state():
-    """A hash of everything that checks a profile."""
-    files = sorted(path for folder in ("ptmq", "baselines") for path in Path(workflow.basedir, folder).glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
 def check_profile():
     """Have every method check its settings, once for each new content of the profile and of the code.
 
     It takes seconds, because the methods import torch; a mistake is told before anything is planned.
     """
-    state = {"profile": PROFILE, "code": code_state()}
+    methods = sorted(filter(None, {file_of_method(name) for name in PROFILE["methods"]}))
+    state = {"profile": PROFILE, "code": code_sha256("ptmq.cli", "ptmq.models.zoo", *methods)}
     if os.path.exists(CHECKED):
         with open(CHECKED) as file:
             if json.load(file) == state:
                 return
     done = subprocess.run(
         [sys.executable, "-m", "ptmq", "check", "--json", json.dumps(PROFILE)],
-        cwd=workflow.basedir,
         capture_output=True,
         text=True,
     )
@@ -80,7 +81,7 @@ wildcard_constraints:
 
 
 # `--cores 8` starts at most as many heavy jobs as the machine has cores, and one at a time on a GPU;
-# profiles for clusters give other limits.
+# profiles for clusters give other limits. Snakemake offers no public way to set a default limit in a workflow.
 ALL_CPUS = max(os.cpu_count(), THREADS)
 workflow.global_resources.setdefault("cpu", ALL_CPUS)
 workflow.global_resources.setdefault("gpu", 1)
@@ -97,14 +98,35 @@ def on_gpu():
     return int(DEVICE == "cuda" or DEVICE == "auto" and shutil.which("nvidia-smi") is not None)
 
 
-def code(*names):
-    """Modules whose content decides a stage's result: a change of one reruns the stage."""
-    return [f"ptmq/{name}.py" for name in names]
+def logged(command):
+    """A shell command whose output goes to the rule's log, the end of which is shown where it fails."""
+    return f"{command} > {{log}} 2>&1 || {{{{ tail -n 5 {{log}} >&2; exit 1; }}}}"
 
 
-def scripts(*names):
-    """Scripts that a rule of the reports runs or imports."""
-    return [f"workflow/scripts/{name}.py" for name in names]
+def code_of(stage):
+    """For a rule's parameters: a hash of the code that decides a job's result, whose change reruns the job.
+
+    It is that of the stage's module and, where the job has them, of the method's file and the network's, with
+    everything that these import.
+    """
+
+    def of_job(wildcards):
+        method = getattr(wildcards, "method", None)
+        entry = BACKBONES.get(getattr(wildcards, "backbone", None))
+        file = file_of_method(method) if method else None
+        return code_sha256(stage, *[file] if file else [], *[entry.build.split(":")[0]] if entry else [])
+
+    return of_job
+
+
+def arguments_of(text):
+    """For a report's parameters: the script's arguments, once the job's files are known."""
+
+    def of_job(wildcards, input, output):
+        folder = os.path.dirname(output[0])
+        return text.format(input=input, output=output, folder=folder, root=os.path.dirname(folder))
+
+    return of_job
 
 
 def inside_results(parents):
@@ -123,28 +145,6 @@ def outputs(folder, name):
     )
 
 
-NETWORK_CODE = code("bits", "blocked", "fake_quant", "graph", "layers", "multibit", "rounding", "step_size", "weights")
-DATA_CODE = code("augmentation", "datasets", "imagenet")
-ENGINE_CODE = NETWORK_CODE + DATA_CODE
-ENGINE_CODE += code(
-    "calibration", "features", "losses", "methods", "mixer", "phase", "reconstruct", "saved", "settings"
-)
-
-
-TRAINING_CODE = code("trained", "training")
-SHARED_NORM = code("adaptive_bn", "trainable")
-OWN_MODEL = {
-    "adaptive_bn": ["baselines/adaptive_bn.py"] + SHARED_NORM,
-    "any_precision": ["baselines/any_precision.py"] + code("trainable"),
-    "multiquant": ["baselines/multiquant.py"] + SHARED_NORM,
-}
-
-
-def own_model(wildcards):
-    """The files of the method's own model, where it has one."""
-    return OWN_MODEL.get(wildcards.method, [])
-
-
 def option(name):
     """`--name value` for a value that the profile may leave out."""
     value = PROFILE.get(name.replace("-", "_"))
@@ -153,15 +153,9 @@ def option(name):
     return f"--{name} {shlex.quote(str(value))}" if value is not None else ""
 
 
-def model_code(wildcards):
-    """The file that builds the backbone, where it is one of ours."""
-    entry = BACKBONES.get(wildcards.backbone)
-    package, *names = entry.build.split(":")[0].split(".") if entry else [""]
-    return [os.path.join(package, *names) + ".py"] if package == "ptmq" else []
-
-
 def check_rules():
     """Every method of the profile needs a rule: say so before Snakemake says 'missing input'."""
+    # Snakemake offers no public list of a workflow's rules.
     patterns = [rule.wildcard_constraints.get("method", "") for rule in workflow.rules]
     for method in PROFILE["methods"]:
         if not any(re.fullmatch(pattern, method) for pattern in patterns if pattern != "[^/]+"):
@@ -187,7 +181,7 @@ ABLATIONS = {
     "gd": "the forms of the GD-Loss",
     "groups": "the split of the widths into groups",
     "rounding": "the initial V, and R shared or not",
-    "budget": "steps and calibration images",
+    "budget": "iterations and calibration images",
 }
 
 
@@ -247,7 +241,7 @@ ABLATED = [path for ablation in ABLATIONS if variants_of(ablation) for path in a
 # collect.py is told what was asked for, done or not
 REPORTED = " ".join(f"{name}:{','.join(RUNS[name].widths if name in RUNS else ['W32A32'])}" for name in NAMES)
 REPORT_WHAT_IS_THERE = (
-    f"python workflow/scripts/collect.py --root {OUT} --out {OUT}/runs.csv --partial {REPORTED}"
-    f" && python workflow/scripts/tables.py --runs {OUT}/runs.csv --out {OUT}/tables"
-    f" && python workflow/scripts/accuracy.py --runs {OUT}/runs.csv --out {OUT}/figures"
+    f"python $PTMQ_PROJECT/workflow/scripts/collect.py --root {OUT} --out {OUT}/runs.csv --partial {REPORTED}"
+    f" && python $PTMQ_PROJECT/workflow/scripts/tables.py --runs {OUT}/runs.csv --out {OUT}/tables"
+    f" && python $PTMQ_PROJECT/workflow/scripts/accuracy.py --runs {OUT}/runs.csv --out {OUT}/figures"
 )

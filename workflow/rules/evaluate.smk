@@ -6,8 +6,6 @@ rule fp32:
     input:
         data=rules.data.output,
         weights=f"{OUT}/weights/{{backbone}}.safetensors",
-        code=DATA_CODE + code("evaluation", "weights"),
-        network=model_code,
     output:
         record=f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.json",
         outputs=f"{OUT}/fp/{{backbone}}.safetensors",
@@ -20,13 +18,15 @@ rule fp32:
         cpu=THREADS,
         gpu=on_gpu(),
     params:
+        code=code_of("ptmq.suite.evaluation"),
         options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
         images=f"--images {PROFILE['dataset']}",
         entry=registry_entry,
     shell:
-        "python -m ptmq evaluate --weights {input.weights} --backbone {wildcards.backbone} {params.images} {params.options}"
-        " --threads {threads} --fp-outputs {output.outputs} --out {output.record} > {log} 2>&1"
-        " || {{ tail -n 5 {log} >&2; exit 1; }}"
+        logged(
+            "python -m ptmq evaluate --weights {input.weights} --backbone {wildcards.backbone} {params.images}"
+            " {params.options} --threads {threads} --fp-outputs {output.outputs} --out {output.record}"
+        )
 
 
 rule evaluate:
@@ -35,9 +35,6 @@ rule evaluate:
         model=rules.quantize.output.model,
         description=rules.quantize.output.description,
         fp=rules.fp32.output.outputs,
-        code=NETWORK_CODE + DATA_CODE + code("evaluation", "features", "saved"),
-        own=own_model,
-        network=model_code,
     output:
         f"{OUT}/records/{RUN}.json",
     log:
@@ -49,11 +46,14 @@ rule evaluate:
         cpu=THREADS,
         gpu=on_gpu(),
     params:
+        code=code_of("ptmq.suite.evaluation"),
         folder=lambda wildcards, input: os.path.dirname(input.model),
         options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
     shell:
-        "python -m ptmq evaluate --model {params.folder} --fp-outputs {input.fp} {params.options}"
-        " --threads {threads} --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+        logged(
+            "python -m ptmq evaluate --model {params.folder} --fp-outputs {input.fp} {params.options}"
+            " --threads {threads} --out {output}"
+        )
 
 
 rule mixed:
@@ -64,11 +64,6 @@ rule mixed:
         description=rules.quantize.output.description,
         weights=f"{OUT}/weights/{{backbone}}.safetensors",
         fp=rules.fp32.output.outputs,
-        code=NETWORK_CODE
-        + DATA_CODE
-        + code("adaptive_bn", "bit_operations", "calibration", "evaluation", "features", "frontier")
-        + code("mixed_precision", "saved"),
-        network=model_code,
     output:
         f"{OUT}/mixed/{RUN}.json",
     log:
@@ -80,11 +75,14 @@ rule mixed:
         cpu=THREADS,
         gpu=on_gpu(),
     params:
+        code=code_of("ptmq.suite.frontier"),
         folder=lambda wildcards, input: os.path.dirname(input.model),
         options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
     shell:
-        "python -m ptmq mixed --model {params.folder} --weights {input.weights} --fp-outputs {input.fp} {params.options}"
-        " --threads {threads} --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+        logged(
+            "python -m ptmq mixed --model {params.folder} --weights {input.weights} --fp-outputs {input.fp}"
+            " {params.options} --threads {threads} --out {output}"
+        )
 
 
 ruleorder: fp32 > evaluate

@@ -20,20 +20,22 @@ rule mlflow:
     input:
         artifacts=ARTIFACTS,
         records=CHILDREN,
-        code=scripts("log_mlflow"),
     output:
         f"{OUT}/mlflow.json",
     log:
         f"{OUT}/logs/mlflow.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
+        code=code_sha256(SCRIPTS / "log_mlflow.py"),
         root=lambda wildcards, output: os.path.dirname(output[0]),
         uri=PROFILE.get("tracking_uri") or f"sqlite:///{OUT}/mlflow.db",
         profile=PROFILE["profile"],
         # where the results lie is known when the rule runs: in a bucket, they are fetched to elsewhere
         parents=json.dumps(inside_results(PARENTS)),
     shell:
-        "printf '%s' {params.parents:q} | python workflow/scripts/log_mlflow.py --root {params.root}"
-        " --uri {params.uri:q} --experiment {params.profile} --out {output} > {log} 2>&1"
-        " || {{ tail -n 5 {log} >&2; exit 1; }}"
+        logged(
+            "printf '%s' {params.parents:q} | python $PTMQ_PROJECT/workflow/scripts/log_mlflow.py --root {params.root}"
+            " --uri {params.uri:q} --experiment {params.profile} --out {output}"
+        )

@@ -14,15 +14,14 @@ rule data:
     conda:
         "../../environment.yml"
     params:
+        code=code_of("ptmq.data.datasets"),
         options=f"--dataset {PROFILE['dataset']} {option('data-dir')} {option('offline')}",
     shell:
-        "python -m ptmq data {params.options} --out {output} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        logged("python -m ptmq data {params.options} --out {output}")
 
 
 rule weights:
     # A public checkpoint, checked by hash, under the network's own names.
-    input:
-        network=model_code,
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
     log:
@@ -30,19 +29,17 @@ rule weights:
     conda:
         "../../environment.yml"
     params:
-        options=f"{option('weights-dir')} {option('offline')}",
+        code=code_of("ptmq.models.checkpoints"),
         entry=registry_entry,
+        options=f"{option('weights-dir')} {option('offline')}",
     shell:
-        "python -m ptmq weights --backbone {wildcards.backbone} {params.options} --out {output} > {log} 2>&1"
-        " || {{ cat {log} >&2; exit 1; }}"
+        logged("python -m ptmq weights --backbone {wildcards.backbone} {params.options} --out {output}")
 
 
 rule train:
     # A network without a public checkpoint is trained here.
     input:
         data=rules.data.output,
-        code=DATA_CODE + code("features", "training"),
-        network=model_code,
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
     log:
@@ -60,11 +57,14 @@ rule train:
             f"--set {shlex.quote(f'{key}={value}')}"
             for key, value in PROFILE["backbones"][wildcards.backbone].get("training", {}).items()
         ),
-        options=f"{option('data-dir')} --device {DEVICE}",
+        code=code_of("ptmq.training.floating_point"),
         entry=registry_entry,
+        options=f"{option('data-dir')} --device {DEVICE}",
     shell:
-        "python -m ptmq train --backbone {wildcards.backbone} {params.settings} {params.options} --threads {threads}"
-        " --out {output} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+        logged(
+            "python -m ptmq train --backbone {wildcards.backbone} {params.settings} {params.options}"
+            " --threads {threads} --out {output}"
+        )
 
 
 ruleorder: train > weights

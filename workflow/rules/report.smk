@@ -1,13 +1,18 @@
-# From run records to tables, figures and MLflow; nothing here needs torch, data or a GPU.
+# From run records to tables and figures; nothing here needs torch, data or a GPU. On a cluster it runs where Snakemake
+# does: every rule takes seconds.
 
 TABLES = [path for table in ("accuracy", "divergence", "cost") for path in outputs("tables", table)]
 ACCURACY, BLOCKS, ROUNDING, COST = (outputs("figures", name) for name in ("accuracy", "blocks", "rounding", "cost"))
 FRONTIER = outputs("tables", "frontier") + outputs("figures", "frontier") + outputs("tables", "switching")
+VERDICT = outputs("tables", "verdict")
 RECORDS = files("records", NAMES)
 DEFAULTS = [name for name, run in RUNS.items() if run.variant == "default"]
 LEARNED = files("records", [name for name in DEFAULTS if not RUNS[name].method.startswith("nearest")])
 MIXED = files("mixed", [name for name in DEFAULTS if RUNS[name].method == "ptmq"])
 FIGURES = ACCURACY + (BLOCKS + ROUNDING + COST if LEARNED else [])
+# The ablations of a profile are a profile of their own, <name>_ablations; they count where they have been run.
+ABLATION_RUNS = [path for path in [f"results/{PROFILE['profile']}_ablations/runs.csv"] if os.path.exists(path)]
+PUBLISHED = PROJECT / "workflow/published.yaml"
 
 
 rule profile:
@@ -16,6 +21,7 @@ rule profile:
         report(f"{OUT}/profile.json", category="Configuration", caption="../captions/profile.rst"),
     log:
         f"{OUT}/logs/profile.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
@@ -24,114 +30,82 @@ rule profile:
         "printf '%s\\n' {params.profile:q} > {output} 2> {log}"
 
 
-rule collect:
-    # One tidy row a backbone, method, variant, width and seed.
-    input:
-        records=RECORDS,
-        code=scripts("collect"),
-    output:
-        report(f"{OUT}/runs.csv", category="Configuration", caption="../captions/runs.rst"),
-    log:
-        f"{OUT}/logs/collect.log",
-    conda:
-        "../../environment.yml"
-    params:
-        root=lambda wildcards, output: os.path.dirname(output[0]),
-        names=REPORTED,
-        partial="--partial" if FROM_RECORDS else "",
-    shell:
-        "python workflow/scripts/collect.py --root {params.root} --out {output} {params.partial} {params.names}"
-        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+TIDY = {"runs": f"{OUT}/runs.csv"}
+# A rule each: name -> what it reads, the category of what it makes, that by caption, the script's arguments. `folder` is
+# where its first output lies, `root` the folder above: in a bucket, they are elsewhere while the rule runs.
+REPORTS = {
+    "collect": (  # one tidy row a backbone, method, variant, width and seed
+        {"records": RECORDS},
+        "Configuration",
+        {"runs": [TIDY["runs"]]},
+        f"--root {{folder}} --out {{output}} {'--partial' if FROM_RECORDS else ''} {REPORTED}",
+    ),
+    "tables": (TIDY, "Tables", {"tables": TABLES}, "--runs {input.runs} --out {folder}"),
+    "accuracy": (TIDY, "Figures", {"accuracy": ACCURACY}, "--runs {input.runs} --out {folder}"),
+    "cost": (TIDY, "Figures", {"cost": COST}, "--runs {input.runs} --out {folder}"),
+    "blocks": (  # reconstruction error block by block, soft rounding values before and after learning
+        {"records": LEARNED},
+        "Figures",
+        {"blocks": BLOCKS, "rounding": ROUNDING},
+        "--out {folder} --records {input.records}",
+    ),
+    "frontier": (  # accuracy against bits and size, a width for every block; what a switch costs
+        {"records": MIXED},
+        "Mixed precision",
+        {"frontier": FRONTIER},
+        "--out {root} --records {input.records}",
+    ),
+    "verdict": (  # what the runs say about the paper's claims
+        {**TIDY, "mixed": MIXED, "ablations": ABLATION_RUNS},
+        "Verdict",
+        {"verdict": VERDICT},
+        "--published $PTMQ_PROJECT/workflow/published.yaml --runs {input.runs} --mixed {input.mixed}"
+        f" {'--ablations {input.ablations}' if ABLATION_RUNS else ''} --out {{folder}}",
+    ),
+}
+# One an ablation: the profile's PTMQ variants whose names begin with it, beside the default.
+REPORTS |= {
+    f"ablation_{name}": (
+        {"records": lambda wildcards, name=name: ablation_records(name)},
+        "Ablations",
+        {f"ablation_{name}": ablation_outputs(name)},
+        f"--root {{root}} --name {name} --records {{input.records}}"
+        f" --missing {' '.join(run for run in asked_of(name) if run not in variants_of(name))}",
+    )
+    for name in ABLATIONS
+}
 
+for made, (reads, kind, makes, arguments) in REPORTS.items():
+    script = made.partition("_")[0]
 
-rule tables:
-    input:
-        runs=rules.collect.output,
-        code=scripts("tables"),
-    output:
-        report(TABLES, category="Tables", caption="../captions/tables.rst"),
-    log:
-        f"{OUT}/logs/tables.log",
-    conda:
-        "../../environment.yml"
-    params:
-        folder=lambda wildcards, output: os.path.dirname(output[0]),
-    shell:
-        "python workflow/scripts/tables.py --runs {input.runs} --out {params.folder}"
-        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
-
-
-rule accuracy:
-    input:
-        runs=rules.collect.output,
-        code=scripts("accuracy", "style", "tables"),
-    output:
-        report(ACCURACY, category="Figures", caption="../captions/accuracy.rst"),
-    log:
-        f"{OUT}/logs/accuracy.log",
-    conda:
-        "../../environment.yml"
-    params:
-        folder=lambda wildcards, output: os.path.dirname(output[0]),
-    shell:
-        "python workflow/scripts/accuracy.py --runs {input.runs} --out {params.folder}"
-        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
-
-
-rule cost:
-    input:
-        runs=rules.collect.output,
-        code=scripts("cost", "style", "tables"),
-    output:
-        report(COST, category="Figures", caption="../captions/cost.rst"),
-    log:
-        f"{OUT}/logs/cost.log",
-    conda:
-        "../../environment.yml"
-    params:
-        folder=lambda wildcards, output: os.path.dirname(output[0]),
-    shell:
-        "python workflow/scripts/cost.py --runs {input.runs} --out {params.folder}"
-        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
-
-
-rule blocks:
-    # Reconstruction error block by block, and the soft rounding values before and after learning.
-    input:
-        records=LEARNED,
-        code=scripts("blocks", "style", "tables"),
-    output:
-        report(BLOCKS, category="Figures", caption="../captions/blocks.rst"),
-        report(ROUNDING, category="Figures", caption="../captions/rounding.rst"),
-    log:
-        f"{OUT}/logs/blocks.log",
-    conda:
-        "../../environment.yml"
-    params:
-        folder=lambda wildcards, output: os.path.dirname(output[0]),
-    shell:
-        "python workflow/scripts/blocks.py --out {params.folder} --records {input.records}"
-        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+    rule:
+        name:
+            made
+        input:
+            **reads,
+        output:
+            [report(paths, category=kind, caption=f"../captions/{caption}.rst") for caption, paths in makes.items()],
+        log:
+            f"{OUT}/logs/{made}.log",
+        localrule: True
+        conda:
+            "../../environment.yml"
+        params:
+            code=code_sha256(SCRIPTS / f"{script}.py", *[PUBLISHED] if made == "verdict" else []),
+            script=script,
+            arguments=arguments_of(arguments),
+        shell:
+            logged("python $PTMQ_PROJECT/workflow/scripts/{params.script}.py {params.arguments}")
 
 
 rule figures:
     input:
         FIGURES,
+    localrule: True
 
 
-rule frontier:
-    # Accuracy against average bits and against size, a width for every block; what a switch costs.
+rule ablations:
     input:
-        records=MIXED,
-        code=scripts("frontier", "style", "tables"),
-    output:
-        report(FRONTIER, category="Mixed precision", caption="../captions/frontier.rst"),
-    log:
-        f"{OUT}/logs/frontier.log",
-    conda:
-        "../../environment.yml"
-    params:
-        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
-    shell:
-        "python workflow/scripts/frontier.py --out {params.root} --records {input.records}"
-        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        all_ablations,
+    # Those that the profile has variants for.
+    localrule: True

@@ -76,7 +76,8 @@ def divergence(runs: pd.DataFrame) -> pd.DataFrame:
 def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
     """Rows: backbone, method, variant · columns: the widths, lowest first, FP last · cells: top-1 in percent.
 
-    Behind them what each method was given: iterations and seconds of a calibration, peak memory, seconds for all widths.
+    Behind them what each method was given: iterations and seconds of a calibration, peak memory, seconds for all
+    widths.
     """
     groups = with_width(runs).groupby([*KEYS, "w_bits", "a_bits", "width"])
     table = pd.DataFrame([[*key, cell(group)] for key, group in groups], columns=[*groups.keys, "top1"])
@@ -92,9 +93,9 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """What it takes to serve all widths of the backbone's bit groups, means over seeds.
 
     images, labels: how many training images are used, and how many labels · epochs: of training · iterations: a
-    unit · iterations_all: a calibration · widths: how many they are · calibrations: how many they need · seconds_all: those of one
-    calibration times that (a single-width method is charged the mean over the widths of the groups that were run) ·
-    switch_images, switch_ms: what a switch of the bit-width re-estimates BatchNorm with.
+    unit · iterations_all: a calibration · widths: how many they are · calibrations: how many they need ·
+    seconds_all: those of one calibration times that (a single-width method is charged the mean over the widths of the
+    groups that were run) · switch_images, switch_ms: what a switch of the bit-width re-estimates BatchNorm with.
     """
     done = runs[(runs.status == "done") & (runs.method != "fp32")].astype({"in_groups": bool})
     served = done[done.in_groups].drop_duplicates(["backbone", "w_bits", "a_bits"]).groupby("backbone").size()

@@ -190,8 +190,9 @@ def speed_up(published: dict, runs: pd.DataFrame) -> list[dict]:
         here, here_ptmq = trained.seconds.mean(), ptmq.seconds.mean()
         verdict = "match" if ratio.mean >= claim["value"] else "near" if ratio.mean**2 >= claim["value"] else "off"
         reason = (
-            f"{epoch:.0f} s an epoch x {epochs} = {seconds:,.0f} s over {iteration:.2f} s an iteration of each block x {iterations:,} "
-            f"= {seconds_ptmq:,.0f} s; as run here {here:,.0f} s over {here_ptmq:,.0f} s = {here / here_ptmq:.1f} x; "
+            f"{epoch:.0f} s an epoch x {epochs} = {seconds:,.0f} s over {iteration:.2f} s an iteration of each block x "
+            f"{iterations:,} = {seconds_ptmq:,.0f} s; as run here {here:,.0f} s over {here_ptmq:,.0f} s = "
+            f"{here / here_ptmq:.1f} x; "
             f"with the {IMAGENET:,} images of ImageNet for these {images:,} an epoch would make it "
             f"{ratio.mean * IMAGENET / images:.0f} x"
         )

@@ -1,12 +1,6 @@
-"""A correction for every width and output channel of a layer: what rounding shifts on average is stored and undone.
-
-At width b the layer gives  y_b = (1 + gain_b) · (layer without bias at the quantized weight) + bias + shift_b.
-1 + gain scales the weight's grid and shift is added to the bias, so nothing is computed that a quantized layer does not
-compute anyway, and a switch needs no image.
-"""
+"""What switches its width in a network: the quantizer of a weight or of an activation, the correction of a layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +12,30 @@ KINDS = ("none", "shift", "gain")  # nothing; the shift alone; gain and shift
 BOUND = 1.5  # 1 + gain stays within 1 / BOUND .. BOUND: a nearly dead channel would ask for anything
 
 
-def per_channel(values: Tensor, weight: Tensor) -> Tensor:
-    """(out,) -> (out, 1, ...), to broadcast against the weight."""
-    return values.view(-1, *[1] * (weight.dim() - 1))
+class Quantizer(nn.Module):
+    """Gives a tensor at the selected width, of the same shape; at FP as it is.
+
+    A new kind is a subclass with a `forward`; at first FP is selected.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bits = FP
+
+    def set_bits(self, bits: int) -> None:
+        """Select a width."""
+        self.bits = bits
+
+    def search_step_sizes(self, x: Tensor, search: str) -> None:
+        """Set step sizes from the values of x by `search`; a quantizer without any has nothing to set."""
 
 
 class ChannelCorrection(nn.Module):
-    """Gain and shift of one layer, (out,) each, one parameter a width, keyed by the width; 0 at first.
+    """What rounding moves on average in a layer's output, undone for every width and output channel.
+
+    At width b the layer gives  (1 + gain_b) · (layer without bias) + bias + shift_b,  gain and shift (out,) each, one
+    parameter a width, 0 at first. The gain scales the weight's grid and the shift is added to the bias, so nothing is
+    computed that a quantized layer does not compute anyway, and a switch needs no image.
 
     A width that is none of them takes the correction of the one with its weight bits and the nearest activation bits;
     floating-point weights have none.
@@ -52,7 +63,7 @@ class ChannelCorrection(nn.Module):
         if kept is not None and kept[0] is weight:
             return kept[1], kept[2]
         gain, shift = self.gain[self.selected], self.shift[self.selected]
-        folded = weight * per_channel(1 + gain, weight), shift if bias is None else bias + shift
+        folded = weight * (1 + gain).view(-1, *[1] * (weight.dim() - 1)), shift if bias is None else bias + shift
         if not folded[0].requires_grad and not folded[1].requires_grad:
             self._folded[self.selected] = (weight, *folded)
         return folded
@@ -94,42 +105,3 @@ class ChannelCorrection(nn.Module):
 
 def _frozen(channels: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(channels), requires_grad=False)
-
-
-@dataclass
-class Moments:
-    """Mean and variance of every channel over images and positions, (channels,) each, added up batch by batch."""
-
-    count: int = 0
-    sum: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
-
-    def add(self, y: Tensor, axis: int) -> None:
-        """One more batch of a layer's output, whose channels lie along `axis`."""
-        rows = y.movedim(axis, -1).flatten(0, -2)  # (values, channels)
-        variance, mean = (moment.double() for moment in torch.var_mean(rows, 0, correction=0))
-        self.count += len(rows)
-        self.sum = self.sum + len(rows) * mean
-        self.squares = self.squares + len(rows) * (variance + mean.square())
-
-    @property
-    def mean(self) -> Tensor:
-        """Of every channel, (channels,)."""
-        return self.sum / self.count
-
-    @property
-    def deviation(self) -> Tensor:
-        """The standard deviation of every channel, (channels,)."""
-        return (self.squares / self.count - self.mean.square()).clamp_min(0).sqrt()
-
-
-def matching(fp: Moments, quantized: Moments, bias: Tensor | None, with_gain: bool) -> tuple[Tensor, Tensor]:
-    """Gain and shift, (out,) each, that give the quantized output of a layer the mean and deviation of the FP one.
-
-    The gain is bounded, and 0 where either has no variance; the shift matches the mean whatever the gain.
-    """
-    known = (fp.deviation > 0) & (quantized.deviation > 0) & with_gain
-    ratio = torch.where(known, fp.deviation / quantized.deviation, 1.0)
-    gain = ratio.clamp(1 / BOUND, BOUND) - 1
-    centre = quantized.mean if bias is None else quantized.mean - bias
-    return gain.float(), (fp.mean - quantized.mean - gain * centre).float()
