@@ -27,12 +27,13 @@ from ptmq.quantization.rounding import Relaxation, RoundingPerWidth
 from ptmq.quantization.weight_quantizer import NestedWeightQuantizer
 from ptmq.reconstruction.engine import Progress, ResumeFile, silent
 from ptmq.reconstruction.features import Features
-from ptmq.reconstruction.matching import deviations, match, match_network
+from ptmq.reconstruction.matching import fp_moments, match, match_network
 from ptmq.reconstruction.passes import AdaptiveRoundingPass
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, Execution
 
 ORDERS = ("matched", "learned", "first", "after")
 DRAWS = ("low", "groups")
+MOMENT_IMAGES = 128  # on which the deviation of a layer's output is measured
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,15 @@ class NestedPass(AdaptiveRoundingPass):
         if self.settings.correction == "none" or self.settings.correction_order == "matched":
             return []
         if self.settings.correction_order == "first":
-            match(unit, features, self.widths, self.settings)
+            match(unit, features.fp, features.quantized, self.settings)
         groups: list[dict[str, Any]] = []
         rate = self.settings.lr_correction
-        deviation = deviations(unit, features.fp)
+        moments, _ = fp_moments(unit, [features.fp[:MOMENT_IMAGES]], 1)
         for layer, correction in unit.corrections.items():
             correction.learn(True)
-            groups.append({"params": list(correction.shift.values()), "lr": rate * deviation[layer]})
+            groups.append(
+                {"params": list(correction.shift.values()), "lr": rate * float(moments[layer].deviation.mean())}
+            )
             if self.settings.correction == "gain":
                 groups.append({"params": list(correction.gain.values()), "lr": rate})
         return groups
@@ -108,7 +111,7 @@ class NestedPass(AdaptiveRoundingPass):
             correction.keep_bounded()
         rest = {"matched": self.widths, "after": self.high}.get(self.settings.correction_order, ())
         if self.settings.correction != "none":
-            match(unit, features, rest, self.settings)
+            match(unit, features.fp, {width: features.quantized[width] for width in rest}, self.settings)
 
 
 @register

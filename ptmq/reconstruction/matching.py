@@ -4,7 +4,8 @@ Unit by unit, and layer by layer inside a unit, with the layers before corrected
 features. Nothing is learned, and every image passes every layer once a width.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from ptmq.common.bits import FULL_PRECISION, BitWidth
 from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.quantization.quantizer import BOUND
-from ptmq.reconstruction.features import INFERENCE_BATCH, Features, propagate, propagate_all
+from ptmq.reconstruction.features import INFERENCE_BATCH, joined, memory_format, propagate
 from ptmq.reconstruction.settings import CorrectionSettings
 
 AtLayer = Callable[[GridLayer, list[Tensor]], list[Tensor]]
@@ -66,27 +67,29 @@ def matching(fp: Moments, quantized: Moments, bias: Tensor | None, with_gain: bo
     return gain.float(), (fp.mean - quantized.mean - gain * centre).float()
 
 
-def walk(unit: Unit, x: Tensor, at_layer: AtLayer) -> None:
-    """Run a unit on all images of x node by node: each node sees every image before the next node sees any.
+def walk(unit: Unit, batches: Sequence[Tensor], at_layer: AtLayer) -> list[Tensor]:
+    """Run a unit on all batches node by node: each node sees every image before the next node sees any.
 
-    at_layer(layer, outputs): what a layer's outputs, a batch each, are replaced by.
+    at_layer(layer, outputs): what a layer's outputs, one a batch, are replaced by. Returns the unit's outputs.
     """
     run, nodes = fx.Interpreter(unit.graph), list(unit.graph.graph.nodes)
     last_reader = {source: node for node in nodes for source in node.all_input_nodes}
     values: dict[fx.Node, list[Any]] = {}
-    batches = x.split(INFERENCE_BATCH)
     for node in nodes:
         if node.op == "output":
-            return
+            break
         if node.op == "placeholder":
             values[node] = list(batches)
             continue
-        values[node] = [_run_node(run, node, values, number, unit.device, x.device) for number in range(len(batches))]
+        on, to = unit.device, batches[0].device
+        values[node] = [_run_node(run, node, values, number, on, to) for number in range(len(batches))]
         if node.op == "call_module" and isinstance(layer := unit.graph.get_submodule(node.target), QuantizedLayer):
             values[node] = at_layer(layer, values[node])
         for source in node.all_input_nodes:
             if last_reader[source] is node:
                 del values[source]
+    (outputs,) = values.values()
+    return outputs
 
 
 def _run_node(
@@ -118,41 +121,49 @@ def corrected(layer: GridLayer, output: Tensor, gain: Tensor, shift: Tensor) -> 
 
 
 @torch.no_grad()
-def deviations(unit: Unit, x: Tensor) -> dict[GridLayer, float]:
-    """The mean over channels of the standard deviation of every layer's output in floating point, for images x."""
-    return {layer: float(moments.deviation.mean()) for layer, moments in fp_moments(unit, x).items()}
-
-
-def fp_moments(unit: Unit, x: Tensor) -> dict[GridLayer, Moments]:
-    """Of every layer's output in floating point, for images x."""
+def fp_moments(unit: Unit, batches: Sequence[Tensor], matched: int) -> tuple[dict[GridLayer, Moments], list[Tensor]]:
+    """Moments of every layer's output in floating point over the first `matched` batches, and the unit's outputs."""
     found: dict[GridLayer, Moments] = {}
 
     def measure(layer: GridLayer, outputs: list[Tensor]) -> list[Tensor]:
-        found[layer] = Moments.of(outputs, channel_axis_of(layer))
+        found[layer] = Moments.of(outputs[:matched], channel_axis_of(layer))
         return outputs
 
     unit.set_bits(FULL_PRECISION)
-    walk(unit, x, measure)
-    return found
+    return found, walk(unit, batches, measure)
 
 
 @torch.no_grad()
-def match(unit: Unit, features: Features, widths: Sequence[BitWidth], settings: CorrectionSettings) -> None:
-    """Correct the layers of a unit at some widths.
+def match(
+    unit: Unit,
+    fp: Tensor,
+    quantized: Mapping[BitWidth, Tensor],
+    settings: CorrectionSettings,
+) -> tuple[Tensor, dict[BitWidth, Tensor]]:
+    """Correct the layers of a unit at the widths of `quantized`; returns its outputs, in floating point and at these.
 
-    The last images, a share of settings.correction_check, take no part in matching. For each layer and width they
-    choose between no correction, the shift, and where settings.correction is `gain` both: what leaves the unit the
-    least error. Without such images the most is taken that settings.correction allows.
+    fp, quantized: what enters the unit, (images, ...) each. The last images, a share of settings.correction_check, take
+    no part in matching. For each layer and width they choose between no correction, the shift, and where
+    settings.correction is `gain` both: what leaves the unit the least error. Without such images the most is taken
+    that settings.correction allows.
     """
-    kept = len(features.fp) - round(len(features.fp) * settings.correction_check)
-    fp = fp_moments(unit, features.fp[:kept])
-    for width in widths:
-        x = features.quantized[width]
+    kept = len(fp) - round(len(fp) * settings.correction_check)
+    matched = math.ceil(kept / INFERENCE_BATCH)  # batches
+    moments, outputs = fp_moments(unit, _batches(fp, kept), matched)
+    target, results = joined(outputs), {}
+    for width, x in quantized.items():
         unit.set_bits(width)
         for correction in unit.corrections.values():
             correction.clear(width)
-        choice = Choice(unit, width, x[kept:], features.target[kept:])
-        walk(unit, x[:kept], partial(_match_layer, fp, choice, settings.correction == "gain"))
+        choice = Choice(unit, width, x[kept:], target[kept:])
+        at_layer = partial(_match_layer, moments, matched, choice, settings.correction == "gain")
+        results[width] = joined(walk(unit, _batches(x, kept), at_layer))
+    return target, results
+
+
+def _batches(x: Tensor, kept: int) -> list[Tensor]:
+    """The images that are matched, then the others, in batches apart."""
+    return [batch for part in (x[:kept], x[kept:]) if len(part) for batch in part.split(INFERENCE_BATCH)]
 
 
 @dataclass
@@ -178,10 +189,15 @@ class Choice:
 
 
 def _match_layer(
-    fp: dict[GridLayer, Moments], choice: Choice, with_gain: bool, layer: GridLayer, outputs: list[Tensor]
+    fp: Mapping[GridLayer, Moments],
+    matched: int,
+    choice: Choice,
+    with_gain: bool,
+    layer: GridLayer,
+    outputs: list[Tensor],
 ) -> list[Tensor]:
-    """Correct a layer at the width of the choice; returns its outputs with that."""
-    moments = Moments.of(outputs, channel_axis_of(layer))
+    """Correct a layer at the width of the choice by the first `matched` of its outputs; returns all, corrected."""
+    moments = Moments.of(outputs[:matched], channel_axis_of(layer))
     ways = [matching(fp[layer], moments, layer.bias, gain) for gain in (False, True)[: 1 + with_gain]]
     nothing = torch.zeros_like(ways[0][0])
     gain, shift = choice.take(layer, [(nothing, nothing), *ways])
@@ -190,9 +206,7 @@ def _match_layer(
 
 def match_network(model: MultiBitModel, images: Tensor, settings: CorrectionSettings) -> None:
     """Correct all layers of a network at all its widths; images: (count, ...), as for `reconstruct`."""
+    images = images.contiguous(memory_format=memory_format(images))
     fp, quantized = images, dict.fromkeys(model.widths, images)
     for unit in model.units:
-        features = Features(fp, quantized, propagate(unit, fp, FULL_PRECISION))
-        match(unit, features, model.widths, settings)
-        propagate_all(unit, quantized)
-        fp = features.target
+        fp, quantized = match(unit, fp, quantized, settings)

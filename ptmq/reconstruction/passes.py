@@ -92,7 +92,7 @@ class Pass:
     def end(self, unit: Unit, features: Features) -> None:
         """After a unit was learned; here its corrections are matched, where there are any."""
         if self.settings.correction != "none":
-            match(unit, features, self.widths, self.settings)
+            match(unit, features.fp, features.quantized, self.settings)
 
 
 Passes = Sequence[Pass]  # in the order in which they go over the network
