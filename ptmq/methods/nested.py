@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ptmq.common.bits import BitGroups, BitWidth
-from ptmq.common.errors import one_of
+from ptmq.common.errors import InputError, one_of
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.network.layers import GridLayer
@@ -120,6 +120,14 @@ class Nested(Reconstruction):
 
     name = "nested"
     Settings = NestedSettings
+
+    def __init__(self, settings: dict[str, Any], widths: Sequence[BitWidth], groups: BitGroups | None = None):
+        super().__init__(settings, widths, groups)
+        if self.settings.draw == "groups" and (groups is None or set(groups.widths) != set(self.widths)):
+            raise InputError(
+                "nested: draw: groups takes one width of each bit group, and needs groups of just the widths that are "
+                "calibrated. Give groups, or take draw: low."
+            )
 
     def spec(self, blocks: Sequence[str]) -> QuantizationSpec:
         """With one grid for all widths."""

@@ -132,6 +132,15 @@ class MultiBitModel(Switchable):
         """Memory of the weights that are kept ready, in MiB."""
         return sum(w.numel() * w.element_size() for layer in self.layers for w in layer.quantizer.prepared()) / 2**20
 
+    def bits_per_weight(self) -> float:
+        """Bits that a weight takes for all widths together, averaged over the weights of all quantized layers.
+
+        Step sizes, zero points, biases and corrections, of which there is one for each output channel, are not counted.
+        """
+        sizes = [layer.quantizer.shape.numel() for layer in self.layers]
+        bits = (size * layer.quantizer.bits_per_weight() for size, layer in zip(sizes, self.layers, strict=True))
+        return sum(bits) / sum(sizes)
+
     def forget(self) -> None:
         """Give the memory of prepared weights back; they are computed anew at the next use."""
         for layer in self.layers:

@@ -44,7 +44,7 @@ class GridWeightQuantizer(WeightQuantizer):
 
     def __init__(self, shape: Sequence[int], widths: Sequence[int], fixed: int | None = None):
         super().__init__()
-        self.shape, self.fixed = tuple(shape), fixed
+        self.shape, self.fixed = torch.Size(shape), fixed
         self.widths = [fixed] if fixed else sorted(set(widths) - {FP})
         self.relaxation: Relaxation | None = None  # set while the rounding is being learned
         self._weights: dict[int, Tensor] = {}  # the weight at each width used so far
@@ -63,6 +63,10 @@ class GridWeightQuantizer(WeightQuantizer):
 
     def set_rounding(self, rounding: Tensor, step_sizes: dict[int, Tensor] | None = None) -> None:
         """Take what a relaxation has come to: its hard rounding and its step sizes, (out, 1, ...)."""
+        raise NotImplementedError
+
+    def bits_per_weight(self) -> float:
+        """Bits that a weight takes for all widths together; what there is for each output channel is not counted."""
         raise NotImplementedError
 
     def set_bits(self, bits: int) -> None:
@@ -150,6 +154,10 @@ class RoundedWeightQuantizer(GridWeightQuantizer):
         index = self.widths.index(bits)
         return self._per_channel(self.step[index]), self._per_channel(self.zero_point[index])
 
+    def bits_per_weight(self) -> float:
+        """Packed codes of every width, or the FP32 weight and its rounding, whichever is less."""
+        return min(sum(self.widths), 32 + len(self.rounding))
+
     def search_step_sizes(self, weight: Tensor, search: str) -> None:
         """Set the step size and zero point of every width by `search`, and round to nearest."""
         rows = weight.detach().flatten(1)  # (out, in * kh * kw)
@@ -216,6 +224,10 @@ class NestedWeightQuantizer(GridWeightQuantizer):
         else:
             codes = (self.code.int() + 2 ** (PARENT_BITS - bits) // 2) >> (PARENT_BITS - bits)
         return _laid_out(torch.clamp_max(codes, largest_code(bits)).to(torch.uint8))
+
+    def bits_per_weight(self) -> float:
+        """The code and the planes, as they are saved."""
+        return 8 * (self.code.numel() + self.planes.numel()) / self.code.numel()
 
     def floors(self, bits: int) -> Tensor:
         """The code at `bits` rounded down, a float tensor of the weight's shape."""
