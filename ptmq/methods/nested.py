@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ptmq.common.bits import BitGroups, BitWidth
-from ptmq.common.errors import InputError, one_of
+from ptmq.common.errors import InputError, one_of, require
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.network.layers import GridLayer
@@ -43,9 +43,10 @@ class NestedSettings(AdaptiveRoundingSettings):
     iterations: int = 500  # a unit; 0: nothing is learned, corrections are matched
     anchor: int = 4  # the width at which the grid's error is measured; 0: every width has a grid of its own
     learned_up_to: int = 4  # weight bits up to which a width's rounding is learned
-    draw: str = "low"  # low: these widths, and one of the others; groups: one of each group
+    draw: str = "low"  # low: these widths in every iteration, at times one of the others; groups: one of each group
+    draw_others: float = 0.5  # how often one of the others is drawn: probability in an iteration
     correction: str = "gain"
-    correction_order: str = "after"
+    correction_order: str = "first"
     lr_correction: float = 1e-3
 
     fewest_iterations: ClassVar[int] = 0
@@ -53,6 +54,7 @@ class NestedSettings(AdaptiveRoundingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("draw", self.draw, DRAWS)
+        require(0 <= self.draw_others <= 1, "draw_others", "a probability in [0, 1]", self.draw_others)
         one_of("correction_order", self.correction_order, ORDERS)
 
 
@@ -82,7 +84,7 @@ class NestedPass(AdaptiveRoundingPass):
         """Every low width and one of the others, or one of each group."""
         if self.groups is not None:
             return self.groups.draw(generator)
-        if not self.high:
+        if not self.high or (self.low and float(torch.rand((), generator=generator)) >= self.settings.draw_others):
             return self.low
         return [*self.low, self.high[int(torch.randint(len(self.high), (), generator=generator))]]
 

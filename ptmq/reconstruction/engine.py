@@ -204,7 +204,7 @@ def learning(learner: Learner) -> Iterator[Learner]:
 
 
 def learn(learner: Learner, progress: Progress) -> list[float]:
-    """Run all iterations of a learner; returns the loss at CURVE_POINTS of them, none where there is nothing to learn."""
+    """Run all iterations of a learner; returns the loss at CURVE_POINTS of them; none without parameters."""
     iterations, name, curve = learner.settings.iterations, learner.unit.name, []
     if not any(group["params"] for group in learner.optimizer.param_groups):
         progress(name, iterations, math.nan)

@@ -94,12 +94,14 @@ def test_a_correction_is_as_it_was_asked_for(settings, network, images):
 
 
 @pytest.mark.parametrize("draw", ["low", "groups"])
-def test_every_iteration_draws_the_low_widths_and_one_more_or_one_of_each_group(draw):
+def test_every_iteration_draws_the_low_widths_and_at_times_one_more_or_one_of_each_group(draw):
     (hooks,) = create("nested", {"draw": draw}, GROUPS.widths, GROUPS).passes()
     generator = torch.Generator().manual_seed(0)
     drawn = [[width.weight for width in hooks.draw(generator)] for _ in range(100)]
     if draw == "low":
-        assert all(bits[:2] == [3, 4] for bits in drawn) and {bits[2] for bits in drawn} == {5, 6, 7, 8}
+        others = [bits[2] for bits in drawn if len(bits) == 3]
+        assert all(bits[:2] == [3, 4] for bits in drawn) and set(others) == {5, 6, 7, 8}
+        assert 30 < len(others) < 70, "in half of the iterations"
     else:
         assert all(len({bits in group for group in ((3, 4), (5, 6), (7, 8))}) for bits in drawn)
         assert {bits for one in drawn for bits in one} == {3, 4, 5, 6, 7, 8}
