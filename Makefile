@@ -1,34 +1,49 @@
-# make reproduce: the tables and figures of the embedded default · make test: the tests. Both set up first.
+# make reproduce: the tables and figures of the embedded default · make test: the tests · make test-all: those that
+# run the workflow from end to end, too · make lint: style, imports, types · make paper: the published tables and figures
+# from their records · make publish PROFILE=...: one's own records become published ones. All set up first.
 
 PYTHON ?= python3
 CORES ?= 8
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: setup reproduce test crash slurm kubernetes lint clean
+PROFILE ?= cifar10
+
+.PHONY: setup reproduce paper publish test test-all crash slurm kubernetes lint clean
 
 reproduce: $(READY)
 	$(BIN)/snakemake --cores $(CORES) all
 	@echo; cat results/digits/tables/accuracy.md; echo
 	@echo "Tables and figures are in results/digits/tables and results/digits/figures"
 
+paper: $(READY)
+	$(BIN)/snakemake --cores 1 paper
+
+publish: $(READY)
+	PYTHONPATH=. $(BIN)/python workflow/scripts/publish.py --profile $(PROFILE)
+
 test: $(READY)
 	$(BIN)/pytest
 
+test-all: test
+	$(BIN)/pytest tests/e2e
+
 crash: $(READY)
-	$(BIN)/pytest tests/test_crash.py --kills 20
+	$(BIN)/pytest tests/e2e/test_crash.py --kills 20
 
 slurm: $(READY)
 	$(BIN)/python -m pip install --quiet 'snakemake-executor-plugin-slurm>=2'
-	$(BIN)/pytest tests/test_slurm.py --slurm
+	$(BIN)/pytest tests/e2e/test_slurm.py --slurm
 
 kubernetes: $(READY)
 	$(BIN)/python -m pip install --quiet snakemake-executor-plugin-kubernetes snakemake-storage-plugin-s3
-	$(BIN)/pytest tests/test_kubernetes.py --kubernetes
+	$(BIN)/pytest tests/e2e/test_kubernetes.py --kubernetes
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 

@@ -1,13 +1,18 @@
 # PTMQ and its baselines, from images to tables: snakemake --cores 8 all
 # Another profile: --configfile workflow/config/cifar10.yaml · one value: --config 'seeds=[0,1,2]'
 
-from snakemake.utils import min_version
+import os
+
+import yaml
+from snakemake.utils import min_version, update_config
 
 min_version("9.0")
 
-if "dataset" not in config:  # no --configfile was given
-
-    configfile: "workflow/config/digits.yaml"
+if "dataset" not in config:  # no --configfile was given; also where this is a module of another workflow
+    with open(os.path.join(workflow.current_basedir, "workflow/config/digits.yaml")) as file:
+        default = yaml.safe_load(file)
+    update_config(default, config)
+    config.update(default)
 
 
 include: "workflow/rules/common.smk"

@@ -19,6 +19,7 @@ class AdaptiveBN(Method):
     """Round to nearest with BatchNorm re-estimated at every switch."""
 
     name = "adaptive_bn"
+    style = ("AdaptiveBN", "#7570B3", "<", (0, (2, 2)))
 
     def build(self, network: nn.Module, blocks: Sequence[str]) -> AdaptiveBNModel:
         """The network with its BatchNorms, which are not folded here."""

@@ -44,6 +44,7 @@ class AdaRound(Reconstruction):
     """Rounding of one layer after the other under FP activations."""
 
     name = "adaround"
+    style = ("AdaRound", "#009E73", "P", (0, (5, 1)))
     Settings = AdaRoundSettings
     Pass = LayerByLayer
     per_width = True

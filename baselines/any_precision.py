@@ -150,6 +150,7 @@ class AnyPrecision(TrainedMethod):
     """Training for all widths with BatchNorms of their own and soft labels from the next higher width (DoReFa)."""
 
     name = "any_precision"
+    style = ("Any-Precision", "#A6761D", "h", (0, (6, 2)))
     schedules = SCHEDULES_FOR_ALL_WIDTHS
 
     def __init__(self, settings: dict[str, Any], widths: Sequence[BitWidth], groups: BitGroups | None = None):

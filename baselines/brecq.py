@@ -76,6 +76,7 @@ class BRECQ(Reconstruction):
     """Rounding of one block after the other under FP activations, then activation step sizes."""
 
     name = "brecq"
+    style = ("BRECQ", "#CC79A7", "D", (0, (3, 1, 1, 1)))
     Settings = BRECQSettings
     Pass = BRECQPass
     per_width = True

@@ -91,6 +91,7 @@ class FlexRound(Reconstruction):
     """Learned element-wise division of the weights before rounding to nearest."""
 
     name = "flexround"
+    style = ("FlexRound", "#E69F00", "X", (0, (5, 1, 1, 1, 1, 1)))
     Settings = FlexRoundSettings
     Pass = FlexRoundPass
     per_width = True

@@ -47,6 +47,7 @@ class MultiQuant(TrainedMethod):
     """Training of the lowest, the highest and a random width with adaptive soft labels; BatchNorm re-estimated."""
 
     name = "multiquant"
+    style = ("MultiQuant", "#1B7837", "d", (0, (2, 1, 1, 1)))
     Settings = TrainedStepSizeSettings
     schedules = SCHEDULES_FOR_ALL_WIDTHS
 

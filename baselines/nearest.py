@@ -41,6 +41,7 @@ class NearestMinMax(Nearest):
     """Round to nearest on a grid that spans the whole range."""
 
     name = "nearest_minmax"
+    style = ("nearest, min-max step sizes", "#999999", "v", ":")
     Settings = MinMaxSettings
 
 
@@ -49,3 +50,4 @@ class NearestMSE(Nearest):
     """Round to nearest on the grid of least error, by the search that the learned methods start from."""
 
     name = "nearest_mse"
+    style = ("nearest, MSE step sizes", "#56B4E9", "^", "--")

@@ -15,4 +15,5 @@ class QDrop(Reconstruction):
     """Rounding and step sizes of one width, learned jointly under random dropping."""
 
     name = "qdrop"
+    style = ("QDrop", "#0072B2", "s", (0, (1, 1)))
     per_width = True

@@ -55,6 +55,7 @@ class RobustQuant(TrainedMethod):
     """Fine-tuning with kurtosis regularization, then round to nearest (KURE)."""
 
     name = "robustquant"
+    style = ("RobustQuant", "#66A61E", "p", (0, (4, 2, 1, 2)))
     Settings = RobustQuantSettings
     schedules: ClassVar = {
         # of the released code for ImageNet's ResNet-18; it adds no warm-up

@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("ptmq", "baselines")
@@ -100,11 +100,7 @@ def file_of_method(name: str) -> Path | None:
     torch, and a file with a mistake would hide the others.
     """
     for path in (*ROOT.glob("ptmq/methods/*.py"), *ROOT.glob("baselines/*.py")):
-        try:
-            tree = ast.parse(path.read_text())
-        except SyntaxError:
-            continue
-        if any(_registers(node, name) for node in tree.body):
+        if _class_of_method(path, name) is not None:
             return path
     for point in entry_points(group="ptmq.methods"):
         if point.name == name and (spec := find_spec(point.module)) and spec.origin:
@@ -112,11 +108,31 @@ def file_of_method(name: str) -> Path | None:
     return None
 
 
-def _registers(node: ast.stmt, name: str) -> bool:
-    """True where a statement is a class with @register and that `name`."""
-    if not isinstance(node, ast.ClassDef) or not any(ast.unparse(d) == "register" for d in node.decorator_list):
-        return False
-    return any(isinstance(part, ast.Assign) and ast.unparse(part) == f"name = {name!r}" for part in node.body)
+def style_of_method(name: str) -> tuple[Any, ...]:
+    """The `style` that a method's class declares, empty where it declares none."""
+    path = file_of_method(name)
+    found = _class_of_method(path, name) if path else None
+    values = [part.value for part in (found.body if found else []) if _assigns(part, "style")]
+    return ast.literal_eval(values[0]) if values else ()
+
+
+def _class_of_method(path: Path, name: str) -> ast.ClassDef | None:
+    """The class with @register and that `name` in a file, None where it has none."""
+    try:
+        tree = ast.parse(path.read_text())
+    except SyntaxError:
+        return None
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or not any(ast.unparse(d) == "register" for d in node.decorator_list):
+            continue
+        if any(_assigns(part, "name") and ast.literal_eval(part.value) == name for part in node.body):
+            return node
+    return None
+
+
+def _assigns(node: ast.stmt, target: str) -> TypeGuard[ast.Assign]:
+    """True where a statement gives a value to that name."""
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == target
 
 
 @cache

@@ -65,6 +65,7 @@ class Method:
     name: ClassVar[str]
     Settings: ClassVar[type] = StepSizeSettings
     per_width: ClassVar[bool] = False  # True: one calibration for every width
+    style: ClassVar[tuple[Any, ...]] = ()  # in figures: label, colour, marker, line; read as text, so a plain literal
     settings: Any
 
     def __init__(self, settings: dict[str, Any], widths: Sequence[BitWidth], groups: BitGroups | None = None):

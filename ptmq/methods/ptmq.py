@@ -102,6 +102,7 @@ class PTMQ(Reconstruction):
     """Shared rounding values, mixed multi-bit features, group-wise distillation."""
 
     name = "ptmq"
+    style = ("PTMQ", "#D55E00", "o", "-")
     Settings = PTMQSettings
     groups: BitGroups
 

@@ -1,4 +1,5 @@
 """What the workflow calls: profiles, the stages (calibration, evaluation, mixed precision), the bench, run records.
 
-Imports everything below; nothing but the command line imports it.
+Imports everything below but the baselines, which are found by name. Nothing but the command line and the workflow
+imports it.
 """

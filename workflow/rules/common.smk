@@ -13,7 +13,7 @@ from snakemake.exceptions import WorkflowError
 
 PROJECT = Path(workflow.current_basedir).parent.parent
 SCRIPTS = PROJECT / "workflow/scripts"
-sys.path.insert(0, str(PROJECT))
+sys.path[:0] = [str(PROJECT), str(SCRIPTS)]
 # The rules' `python` is the one that runs Snakemake, whether or not its environment was activated, with this checkout's
 # packages, whatever is installed and from wherever it runs.
 os.environ.update(
@@ -21,19 +21,22 @@ os.environ.update(
     PTMQ_PROJECT=str(PROJECT),
     PYTHONPATH=os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
 )
+from plan import ABLATIONS, FP_RUN, Plan, outputs_of
 from ptmq.common.errors import InputError
 from ptmq.common.provenance import code_sha256, file_of_method
 from ptmq.models.zoo import BACKBONES
-from ptmq.suite.profile import FP32, all_runs, validate
+from ptmq.suite.profile import FP32, validate
 
+PUBLISHED = os.path.relpath(PROJECT / "results/published")
 try:
     PROFILE = validate(config)
-    RUNS = {run.name: run for run in all_runs(PROFILE)}
+    FROM_RECORDS = PROFILE.pop("from_records", False)
+    OUT = f"results/{PROFILE['profile']}"
+    PLAN = Plan(PROFILE, OUT, PUBLISHED, FROM_RECORDS)
 except InputError as error:
     raise WorkflowError(str(error))
 
-OUT = f"results/{PROFILE['profile']}"
-FROM_RECORDS = PROFILE.pop("from_records", False)
+RUNS = PLAN.runs
 CHECKED = f".snakemake/checked/{PROFILE['profile']}.json"
 
 
@@ -64,9 +67,7 @@ def check_profile():
 if not FROM_RECORDS:
     check_profile()
 DEVICE, THREADS = PROFILE.get("device", "auto"), PROFILE.get("threads", 1)
-FP_RUNS = {f"{backbone}/{FP32}/default/W32A32/seed0" for backbone in PROFILE["backbones"]}
-NAMES = sorted(FP_RUNS) + sorted(RUNS)
-if FROM_RECORDS and not any(os.path.exists(f"{OUT}/records/{name}.json") for name in NAMES):
+if FROM_RECORDS and not any(map(os.path.exists, PLAN.records)):
     raise WorkflowError(f"from_records is true, but {OUT}/records has no record of a run of the profile. Leave it out.")
 TRAINED = [b for b in PROFILE["backbones"] if b in BACKBONES and BACKBONES[b].training]
 RUN = "{backbone}/{method}/{variant}/{label}/seed{seed}"
@@ -85,12 +86,6 @@ wildcard_constraints:
 ALL_CPUS = max(os.cpu_count(), THREADS)
 workflow.global_resources.setdefault("cpu", ALL_CPUS)
 workflow.global_resources.setdefault("gpu", 1)
-
-
-def files(folder, names):
-    """JSON files of runs, such as their records; of those that are there where nothing is computed."""
-    paths = expand(f"{OUT}/{folder}/{{name}}.json", name=names)
-    return [path for path in paths if os.path.exists(path)] if FROM_RECORDS else paths
 
 
 def on_gpu():
@@ -119,14 +114,24 @@ def code_of(stage):
     return of_job
 
 
-def arguments_of(text):
+def inputs_of(report):
+    """For a report's rule: its inputs; what is missing for them is told when they are asked for."""
+
+    def lazy(paths):
+        def of_job(wildcards):
+            try:
+                return paths()
+            except InputError as error:
+                raise WorkflowError(str(error))
+
+        return of_job
+
+    return {name: lazy(paths) if callable(paths) else paths for name, paths in report.reads.items()}
+
+
+def arguments_of(report):
     """For a report's parameters: the script's arguments, once the job's files are known."""
-
-    def of_job(wildcards, input, output):
-        folder = os.path.dirname(output[0])
-        return text.format(input=input, output=output, folder=folder, root=os.path.dirname(folder))
-
-    return of_job
+    return lambda wildcards, input, output: report.command(input, output)
 
 
 def inside_results(parents):
@@ -135,14 +140,6 @@ def inside_results(parents):
         name: {kind: [os.path.relpath(path, OUT) for path in paths] for kind, paths in files.items()}
         for name, files in parents.items()
     }
-
-
-def outputs(folder, name):
-    """The files of a table or of a figure."""
-    return expand(
-        f"{OUT}/{folder}/{name}.{{ext}}",
-        ext={"tables": ["csv", "html", "md", "tex"], "figures": ["pdf", "svg", "png"]}[folder],
-    )
 
 
 def option(name):
@@ -175,73 +172,21 @@ def spec(wildcards):
     return RUNS[RUN.format(**wildcards)].to_json()
 
 
-# The parts of PTMQ that an ablation varies.
-ABLATIONS = {
-    "mfm": "the cases of the feature mixer",
-    "gd": "the forms of the GD-Loss",
-    "groups": "the split of the widths into groups",
-    "rounding": "the initial V, and R shared or not",
-    "budget": "iterations and calibration images",
-}
-
-
-def asked_of(ablation):
-    """Names of the runs of an ablation's variants, as the profile asks for them."""
-    return [name for name, run in RUNS.items() if run.method == "ptmq" and run.variant.startswith(f"{ablation}_")]
-
-
-def variants_of(ablation):
-    """Those that there are: all, or where nothing is computed the ones with a record."""
-    return [name for name in asked_of(ablation) if files("records", [name])]
-
-
-def ablation_records(ablation):
-    """Records that an ablation compares: the default, its variants, and rounding to nearest as the floor.
-
-    Raises WorkflowError where the profile has no such variant, or one without the default to compare it with.
-    """
-    where = f"profile {PROFILE['profile']!r}"
-    if not variants_of(ablation):
-        raise WorkflowError(
-            f"{where} has no variant of ptmq whose name begins with '{ablation}_', so there is nothing for"
-            f" ablation_{ablation} ({ABLATIONS[ablation]}) to compare. Use --configfile"
-            " workflow/config/cifar10_ablations.yaml, or add variants to the profile."
-        )
-    default = [name for name, run in RUNS.items() if run.method == "ptmq" and run.variant == "default"]
-    alone = {(RUNS[name].backbone, RUNS[name].seed) for name in asked_of(ablation)}
-    alone -= {(RUNS[name].backbone, RUNS[name].seed) for name in default}
-    if alone:
-        backbone, seed = min(alone)
-        raise WorkflowError(
-            f"{where}: variants are compared with the variant 'default' of the same backbone and seed, which is missing"
-            f" for {backbone}, seed {seed}. Add 'default: {{}}' to the variants of ptmq, with the seeds of the others."
-        )
-    floor = [name for name, run in RUNS.items() if run.method == "nearest_mse"]
-    return files("records", default + variants_of(ablation) + floor)
-
-
 def all_ablations(wildcards):
     """Tables and figures of the ablations that the profile has variants for. Raises WorkflowError without any."""
-    if not ABLATED:
+    if not PLAN.ablated:
         raise WorkflowError(
             f"profile {PROFILE['profile']!r} has no variants of ptmq to compare. Use --configfile"
             f" workflow/config/cifar10_ablations.yaml, or add variants named {'_..., '.join(ABLATIONS)}_..."
         )
-    return ABLATED
+    return [path for ablation in PLAN.ablated for path in outputs_of(REPORTS[f"ablation_{ablation}"])]
 
 
-def ablation_outputs(ablation):
-    """Table and figure of an ablation."""
-    return outputs("tables", f"ablation_{ablation}") + outputs("figures", f"ablation_{ablation}")
-
-
-ABLATED = [path for ablation in ABLATIONS if variants_of(ablation) for path in ablation_outputs(ablation)]
-
-
-# collect.py is told what was asked for, done or not
-REPORTED = " ".join(f"{name}:{','.join(RUNS[name].widths if name in RUNS else ['W32A32'])}" for name in NAMES)
+# What is reported where jobs failed: into a folder of its own, so that nothing finished is overwritten.
+PARTIAL = f"{OUT}/partial"
 REPORT_WHAT_IS_THERE = (
-    f"python $PTMQ_PROJECT/workflow/scripts/collect.py --root {OUT} --out {OUT}/runs.csv --partial {REPORTED}"
-    f" && python $PTMQ_PROJECT/workflow/scripts/tables.py --runs {OUT}/runs.csv --out {OUT}/tables"
-    f" && python $PTMQ_PROJECT/workflow/scripts/accuracy.py --runs {OUT}/runs.csv --out {OUT}/figures"
+    f"python $PTMQ_PROJECT/workflow/scripts/collect.py --root {OUT} --out {PARTIAL}/runs.csv --partial"
+    f" --own {PLAN.asked(PLAN.planned)}"
+    f" && python $PTMQ_PROJECT/workflow/scripts/tables.py --runs {PARTIAL}/runs.csv --out {PARTIAL}/tables"
+    f" && python $PTMQ_PROJECT/workflow/scripts/accuracy.py --runs {PARTIAL}/runs.csv --out {PARTIAL}/figures"
 )

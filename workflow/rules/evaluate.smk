@@ -4,8 +4,8 @@
 
 rule fp32:
     input:
-        data=rules.data.output,
-        weights=f"{OUT}/weights/{{backbone}}.safetensors",
+        data=ancient(rules.data.output),
+        weights=ancient(f"{OUT}/weights/{{backbone}}.safetensors"),
     output:
         record=f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.json",
         outputs=f"{OUT}/fp/{{backbone}}.safetensors",
@@ -31,7 +31,7 @@ rule fp32:
 
 rule evaluate:
     input:
-        data=rules.data.output,
+        data=ancient(rules.data.output),
         model=rules.quantize.output.model,
         description=rules.quantize.output.description,
         fp=rules.fp32.output.outputs,
@@ -59,10 +59,10 @@ rule evaluate:
 rule mixed:
     # Sensitivities, the search for every budget, accuracy of what it finds, and the cost of a switch.
     input:
-        data=rules.data.output,
+        data=ancient(rules.data.output),
         model=rules.quantize.output.model,
         description=rules.quantize.output.description,
-        weights=f"{OUT}/weights/{{backbone}}.safetensors",
+        weights=ancient(f"{OUT}/weights/{{backbone}}.safetensors"),
         fp=rules.fp32.output.outputs,
     output:
         f"{OUT}/mixed/{RUN}.json",

@@ -1,16 +1,20 @@
 # All tables, figures and run records in MLflow.
 
-# Parent run -> its tables and figures, and the records that are its children. A variant of an ablation is logged there.
-PARENTS = {"accuracy": {"artifacts": TABLES + FIGURES, "records": RECORDS}}
-for ablation in filter(variants_of, ABLATIONS):
-    mine = files("records", variants_of(ablation))
-    PARENTS["accuracy"]["records"] = [path for path in PARENTS["accuracy"]["records"] if path not in mine]
-    PARENTS[f"ablation_{ablation}"] = {"artifacts": ablation_outputs(ablation), "records": mine}
-if PROFILE.get("verdict"):
-    PARENTS["verdict"] = {"artifacts": VERDICT, "records": []}
-    if MIXED:
-        PARENTS["frontier"] = {"artifacts": FRONTIER, "records": MIXED}
-
+# Parent run -> its tables and figures, and the records that are its children: the profile's own. A variant of an ablation
+# is logged there.
+PARENTS = {name: {"artifacts": outputs_of(REPORTS[name]), "records": []} for name in PLAN.wanted() if name != "collect"}
+PARENTS = {name: files for name, files in PARENTS.items() if name in ("verdict", "frontier") or "ablation" in name}
+for name, files in PARENTS.items():
+    if name.startswith("ablation_"):
+        files["records"] = PLAN.own(PLAN.variants(name.removeprefix("ablation_")))
+    elif name == "frontier":
+        files["records"] = PLAN.own(PLAN.of("ptmq"), "mixed")
+elsewhere = {path for files in PARENTS.values() for path in files["records"]}
+PARENTS["accuracy"] = {
+    "artifacts": [p for name in PLAN.wanted() if name in ("tables", "accuracy", "cost", "blocks")
+                  for p in outputs_of(REPORTS[name])],
+    "records": [path for path in PLAN.own(PLAN.planned) if path not in elsewhere],
+}  # fmt: skip
 ARTIFACTS = [path for parent in PARENTS.values() for path in parent["artifacts"]]
 CHILDREN = [path for parent in PARENTS.values() for path in parent["records"]]
 

@@ -1,16 +1,12 @@
 # Data, weights and FP training: everything before quantization.
 
 
-localrules:  # what needs the internet, on a cluster
-    data,
-    weights,
-
-
 rule data:
     output:
         f"{OUT}/data.json",
     log:
         f"{OUT}/logs/data.log",
+    localrule: True  # on a cluster, what needs the internet
     conda:
         "../../environment.yml"
     params:
@@ -21,11 +17,12 @@ rule data:
 
 
 rule weights:
-    # A public checkpoint, checked by hash, under the network's own names.
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
     log:
         f"{OUT}/logs/weights/{{backbone}}.log",
+    # A public checkpoint, checked by hash, under the network's own names.
+    localrule: True
     conda:
         "../../environment.yml"
     params:
@@ -39,7 +36,7 @@ rule weights:
 rule train:
     # A network without a public checkpoint is trained here.
     input:
-        data=rules.data.output,
+        data=ancient(rules.data.output),
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
     log:

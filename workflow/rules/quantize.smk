@@ -4,8 +4,8 @@
 rule quantize:
     # The template. Its own wildcard matches no method: each method has its rule below.
     input:
-        data=rules.data.output,
-        weights=f"{OUT}/weights/{{backbone}}.safetensors",
+        data=ancient(rules.data.output),
+        weights=ancient(f"{OUT}/weights/{{backbone}}.safetensors"),
     output:
         model=f"{OUT}/models/{RUN}/model.safetensors",
         description=f"{OUT}/models/{RUN}/model.json",

@@ -7,6 +7,7 @@ Rows are variants; cells are mean top-1, and the change from the default at the 
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -78,13 +79,13 @@ def draw(axes, runs: pd.DataFrame) -> None:
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--records", type=Path, nargs="+", required=True)
     parser.add_argument("--missing", nargs="*", default=[], help="names of runs that were asked for and not run")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     runs = with_width(pd.DataFrame([row for path in args.records for row in rows_of_record(path)]))
     (args.root / "tables").mkdir(parents=True, exist_ok=True)
     backbones = list(runs.backbone.drop_duplicates())

@@ -7,10 +7,12 @@ One panel a backbone for the widths of its bit groups, and one for the other wid
 The mean over seeds with a band of ± one standard deviation; written as PDF, SVG and PNG.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import pandas as pd
-from style import OTHER, STYLES, label_of, legend, order, save
-from tables import runs_and_folder
+from style import label_of, legend, save, style_of
+from tables import method_order, runs_and_folder
 
 VARIANT_MARKERS = "d<>hp8vs^*PX1234"
 DEPTH = 15  # points below the ceiling that a panel shows at most, but for PTMQ
@@ -20,7 +22,7 @@ def draw_line(
     axes, method: str, variant: str, others: list[str], x: list[float], points: pd.DataFrame, joined: bool
 ) -> None:
     """One method: the mean over seeds and a band or bar of one standard deviation; variants thin and hollow."""
-    colour, marker, line = STYLES.get(method, OTHER)
+    _, colour, marker, line = style_of(method)
     style = {"color": colour, "marker": marker, "linestyle": line}
     if variant != "default":
         marker = VARIANT_MARKERS[others.index(variant) % len(VARIANT_MARKERS)]
@@ -48,7 +50,7 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
     shown, whole = [fp.mean()] if len(fp) else [], []
     floor_alone = quantized.method.str.startswith("nearest").all()
     drawn = sorted(
-        quantized.groupby(["method", "variant"]), key=lambda item: (order(item[0][0]), item[0][1] != "default")
+        quantized.groupby(["method", "variant"]), key=lambda item: (method_order(item[0][0]), item[0][1] != "default")
     )
     for number, ((method, variant), lines) in enumerate(drawn):
         points = lines.groupby(["w_bits", "a_bits"]).top1.agg(["mean", "std"]).reset_index()
@@ -76,8 +78,8 @@ def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
     legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def main() -> None:
-    runs, out = runs_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    runs, out = runs_and_folder(__doc__, argv)
     shown = runs[(runs.status == "done") & (runs.method != "fp32")]
     contents = sorted(set(zip(shown.backbone, ~shown.in_groups.astype(bool), strict=True)))
     rows, columns = max(1, -(-len(contents) // 2)), max(1, min(2, len(contents)))

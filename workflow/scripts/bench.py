@@ -6,14 +6,17 @@ tables: iterations.* (ratios to the plain passes), operators.* (where the time o
 (seconds of a whole calibration), switching.*, processes.* · figures: bench.*
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from style import STYLES, save
+from style import save
 from tables import records_and_folder, write
 
 GOALS = {"convolution": 1.3, "transformer": 1.5}  # of a PTMQ iteration, in its three plain passes
 LARGEST = 6  # operators that are named
+COLOURS = ("#999999", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#E69F00", "#7570B3")
 HATCHES = ("", "//", "..", "xx", "\\\\", "--", "++")  # so that they differ in grey
 METHODS = {"ptmq": "PTMQ", "ptmq_compiled": "PTMQ, compiled", "qdrop": "QDrop", "qdrop_compiled": "QDrop, compiled"}
 
@@ -73,8 +76,8 @@ def draw(blocks: list[dict], shares: pd.DataFrame, line: pd.DataFrame) -> plt.Fi
     left.margins(y=0.3)  # for the legend
     left.legend(fontsize="small", loc="upper left", ncols=2)
     below = np.zeros(len(shares))
-    for name, style, hatch in zip(shares, STYLES.values(), HATCHES, strict=False):
-        middle.barh(names, shares[name], left=below, color=style[0], hatch=hatch, edgecolor="white", label=name)
+    for name, colour, hatch in zip(shares, COLOURS, HATCHES, strict=False):
+        middle.barh(names, shares[name], left=below, color=colour, hatch=hatch, edgecolor="white", label=name)
         below += shares[name].to_numpy()
     middle.invert_yaxis()
     middle.set_xlabel(f"share of a PTMQ iteration [%], {settings[0]}, not compiled")
@@ -90,8 +93,9 @@ def draw(blocks: list[dict], shares: pd.DataFrame, line: pd.DataFrame) -> plt.Fi
     return figure
 
 
-def main() -> None:
-    records, out = records_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    records, out = records_and_folder(__doc__, argv)
+    records.sort(key=lambda record: (record["case"], record["environment"]["threads"]))
     tables = out / "tables"
     tables.mkdir(parents=True, exist_ok=True)
     blocks = [record for record in records if "ratio" in record]

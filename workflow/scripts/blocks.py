@@ -7,10 +7,12 @@ reconstruct layers have none at these widths. Written to blocks.* and rounding.*
 one standard deviation.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import pandas as pd
-from style import OTHER, STYLES, label_of, order, save
-from tables import records_and_folder
+from style import label_of, save, style_of
+from tables import method_order, records_and_folder
 
 COLUMNS = ["backbone", "method", "seed", "unit", "width", "before", "after", "h_before", "h_after"]
 SHOWN = 2  # widths of the bit groups, lowest first
@@ -44,8 +46,8 @@ def draw_errors(axes, rows: pd.DataFrame) -> None:
         low = (found["mean"] - spread).clip(lower=found["mean"] / 10)  # the axis is logarithmic
         axes.fill_between(places, low, found["mean"] + spread, color=style["color"], alpha=0.2, linewidth=0)
 
-    for method, part in sorted(rows.groupby("method"), key=lambda item: order(item[0])):
-        colour, marker, style = STYLES.get(method, OTHER)
+    for method, part in sorted(rows.groupby("method"), key=lambda item: method_order(item[0])):
+        _, colour, marker, style = style_of(method)
         if method == "ptmq":
             before = {"color": "#999999", "marker": ".", "linestyle": "--"}
             line(part, "before", f"{label_of(method)}, before learning the block", **before)
@@ -73,8 +75,8 @@ def draw_rounding(axes, rows: pd.DataFrame) -> None:
     axes.legend(fontsize="small")
 
 
-def main() -> None:
-    records, out = records_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    records, out = records_and_folder(__doc__, argv)
     rows = units(records)
     backbones = list(rows.backbone.unique())
     count = max(1, len(backbones))

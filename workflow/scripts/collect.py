@@ -1,15 +1,18 @@
 """Run records -> one tidy CSV, a row for each backbone, method, variant, width and seed.
 
-    collect.py --root results/digits --out results/digits/runs.csv NAME:WIDTHS ...
+    collect.py --root results/digits --out results/digits/runs.csv --own NAME:WIDTHS ...
+        [--published results/published/digits NAME:WIDTHS ...]
 
 NAME is backbone/method/variant/label/seedN, WIDTHS are its widths. With --partial a missing record becomes
-rows whose status is `failed` (its log exists, and is named) or `not run`.
+rows whose status is `failed` (its log exists, and is named) or `not run`. Rows of published records have the origin
+`published`, others `own`.
 """
 
 import argparse
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +32,7 @@ COST = [
 COST += ["seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
 COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", "fp_top1", *COST, "commit", "status"]
 COLUMNS += [
+    "origin",
     "label",
     "in_groups",
     "kl",
@@ -139,20 +143,26 @@ def also_measured(rows: list[dict]) -> list[dict]:
     return [row | {"variant": way} for row in missing for way in ways.get(kind(row), ())]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--partial", action="store_true")
-    parser.add_argument("names", nargs="+")
-    args = parser.parse_args()
+    parser.add_argument("--own", nargs="*", default=[])
+    parser.add_argument("--published", nargs="*", default=[])
+    args = parser.parse_args(argv)
     rows = []
-    for item in args.names:
+    for item in args.own:
         name, _, widths = item.partition(":")
         if args.partial and is_missing(args.root, name):
-            rows += rows_of_missing(args.root, name, widths.split(","))
+            found = rows_of_missing(args.root, name, widths.split(","))
         else:
-            rows += rows_of_record(args.root / "records" / f"{name}.json")
+            found = rows_of_record(args.root / "records" / f"{name}.json")
+        rows += [row | {"origin": "own"} for row in found]
+    root, *names = args.published or [""]
+    for item in names:
+        found = rows_of_record(Path(root, "records", f"{item.partition(':')[0]}.json"))
+        rows += [row | {"origin": "published"} for row in found]
     table = pd.DataFrame(rows + also_measured(rows))
     whole = [c for c in WHOLE if c in table]
     table[whole] = table[whole].astype("Int64")  # rows of missing runs make pandas take them for floating point

@@ -5,10 +5,12 @@ A hollow point is one calibration, the full point beside it as many as serve all
 cost.py --runs results/cifar10/runs.csv --out results/cifar10/figures
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import pandas as pd
-from style import OTHER, STYLES, label_of, legend, order, save
-from tables import KEYS, cost, runs_and_folder, with_width
+from style import label_of, legend, save, style_of
+from tables import KEYS, cost, method_order, runs_and_folder, with_width
 
 WIDTHS = 2  # of the bit groups, lowest first
 DEPTH = 13  # points below the best that a panel shows at most
@@ -16,20 +18,21 @@ DEPTH = 13  # points below the best that a panel shows at most
 
 def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
     """One panel: two points a method, with the standard deviation over seeds."""
-    at = runs[(runs.width == width) & (runs.variant == "default") & (runs.method != "fp32")]
-    for method, part in sorted(at.groupby("method"), key=lambda item: order(item[0])):
-        key = (part.backbone.iloc[0], method, "default")
+    at = runs[(runs.width == width) & runs.variant.isin(["default", "published"]) & (runs.method != "fp32")]
+    methods = at.groupby(["method", "variant"])
+    for (method, variant), part in sorted(methods, key=lambda item: (method_order(item[0][0]), item[0][1])):
+        key = (part.backbone.iloc[0], method, variant)
         if key not in costs.index:
             continue
-        colour, marker, _ = STYLES.get(method, OTHER)
+        _, colour, marker, _ = style_of(method)
         one, every = costs.loc[key, ["seconds_each", "seconds_all"]]
         y, spread = part.top1.mean(), part.top1.std() if len(part) > 1 else 0
         axes.plot([one, every], [y, y], color=colour, linewidth=0.8)
         if one < every:
             axes.plot([one], [y], color=colour, marker=marker, markerfacecolor="white", linestyle="none")
         axes.errorbar([every], [y], spread, color=colour, linestyle="none", capsize=3)
-        axes.plot([every], [y], color=colour, marker=marker, linestyle="none", label=label_of(method))
-    shown = at.groupby("method").top1.agg(["mean", "std"]).fillna(0)
+        axes.plot([every], [y], color=colour, marker=marker, linestyle="none", label=label_of(method, variant))
+    shown = methods.top1.agg(["mean", "std"]).fillna(0)
     if len(shown):
         top = (shown["mean"] + shown["std"]).max()
         bottom = max((shown["mean"] - shown["std"]).min(), shown["mean"].max() - DEPTH)
@@ -44,8 +47,8 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
     legend(axes, loc="best")
 
 
-def main() -> None:
-    runs, out = runs_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    runs, out = runs_and_folder(__doc__, argv)
     costs = cost(runs).set_index(KEYS)
     done = with_width(runs[(runs.status == "done")]).astype({"in_groups": bool})
     panels = []

@@ -6,6 +6,8 @@ The mean over seeds with its standard deviation; written to tables/frontier.*, f
 tables/switching.*.
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import save
@@ -81,8 +83,8 @@ def draw(axes, means: pd.DataFrame, column: str, fp: float) -> None:
     axes.legend(fontsize="small", loc="lower right")
 
 
-def main() -> None:
-    records, out = records_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    records, out = records_and_folder(__doc__, argv)
     table = points(records)
     means = summary(table)
     (out / "tables").mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
 
 parents.json maps the name of a parent to {"artifacts": [FILE ...], "records": [FILE ...]}, paths inside the root. A
 child is found again by the hash of its record; accuracy is a metric whose step is the weight bits (of a mixed-precision
-network: a hundred times their average).
+network: a hundred times their average). A calibrated model is a logged model of its run, its images are dataset inputs.
 """
 
 import argparse
@@ -18,12 +18,13 @@ from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a wrong address is told in seconds, not minutes
-from mlflow.entities import Metric, Param, RunTag
+import mlflow
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 PARENT, HASH = "ptmq.parent", "ptmq.record_sha256"
-PARENT_TAG = "mlflow.parentRunId"
-MAX_PARAM = 500  # characters that MLflow takes
 
 
 def experiment(client: MlflowClient, name: str, root: Path) -> str:
@@ -46,14 +47,25 @@ def tagged(client: MlflowClient, experiment_id: str, tag: str) -> dict[str, str]
             return runs
 
 
-def parameters(record: dict) -> list[Param]:
+def parameters(record: dict) -> dict[str, str]:
     """Everything that was set: the run and its protocol."""
     values = {**record["run"], **record["protocol"], **record["environment"], "commit": record["commit"]}
-    return [Param(key, str(value)[:MAX_PARAM]) for key, value in values.items()]
+    return {key: str(value) for key, value in values.items()}
 
 
-def metrics(record: dict, now: int) -> list[Metric]:
-    """Accuracy by width, cost, and the reconstruction loss of every unit; or the points of a frontier."""
+def dataset(record: dict, split: str) -> MetaDataset:
+    """A split of the record's dataset, known by the hashes of its files."""
+    hashes = json.dumps(record["sha256"].get("data", {}), sort_keys=True)
+    source = CodeDatasetSource({"dataset": record["run"]["dataset"], "split": split})
+    digest = hashlib.sha256(f"{hashes} {split}".encode()).hexdigest()[:36]
+    return MetaDataset(source, f"{record['run']['dataset']} ({split})", digest)
+
+
+def metrics(record: dict, now: int, model: str | None) -> list[Metric]:
+    """Accuracy by width, cost, and the reconstruction loss of every unit; or the points of a frontier.
+
+    model: the logged model that they are of, if any.
+    """
     found = [Metric("fp_top1", record["fp_top1"], now, 0)]
     for point in record.get("points", []):
         found.append(Metric(f"top1_{point['kind']}", point["top1"], now, round(100 * point["average_bits"])))
@@ -73,25 +85,36 @@ def metrics(record: dict, now: int) -> list[Metric]:
         name = f"loss.{index:02d}.{unit['unit']}"
         found += [Metric(name, value, now, step) for step, value in enumerate(unit["loss"])]
         found += [Metric(f"error_after.{w}", value, now, index) for w, value in unit["error_after"].items()]
-    return found
+    return [Metric(m.key, m.value, m.timestamp, m.step, model_id=model) for m in found]
 
 
-def log_record(client: MlflowClient, experiment_id: str, parent: str, path: Path, digest: str, root: Path) -> None:
+def log_model(client: MlflowClient, run: str, name: str, folder: Path, record: dict) -> str | None:
+    """The calibrated model as a logged model of its run; its id, None where the model is not kept."""
+    if not folder.is_dir():
+        return None
+    model = mlflow.initialize_logged_model(
+        name.replace("/", "-"), source_run_id=run, params=parameters(record), model_type=record["run"]["method"]
+    )
+    client.log_model_artifacts(model.model_id, str(folder))
+    mlflow.finalize_logged_model(model.model_id, "READY")
+    return model.model_id
+
+
+def log_record(client: MlflowClient, parent: str, path: Path, digest: str, root: Path) -> None:
     """One child run; the tag that marks it as complete comes last."""
     record = json.loads(path.read_text())
     kind, *rest = path.relative_to(root).with_suffix("").parts
     name = "/".join(rest) if kind == "records" else "/".join([kind, *rest])
-    run = client.create_run(experiment_id, tags={PARENT_TAG: parent}, run_name=name).info.run_id
-    found = metrics(record, int(time.time() * 1000))
-    client.log_batch(run, params=parameters(record))
-    for start in range(0, len(found), 1000):
-        client.log_batch(run, metrics=found[start : start + 1000])
-    client.log_artifact(run, str(path))
-    model = root / "models" / name
-    if model.is_dir():
-        client.log_artifacts(run, str(model), "model")
-    client.log_batch(run, tags=[RunTag(HASH, digest)])
-    client.set_terminated(run, "FINISHED")
+    with mlflow.start_run(run_name=name, nested=True, parent_run_id=parent) as run:
+        mlflow.log_params(parameters(record))
+        mlflow.log_input(dataset(record, "train"), context="calibration")
+        mlflow.log_input(dataset(record, record["split"]), context="evaluation")
+        model = log_model(client, run.info.run_id, name, root / "models" / name, record) if kind == "records" else None
+        found = metrics(record, int(time.time() * 1000), model)
+        for start in range(0, len(found), 1000):
+            client.log_batch(run.info.run_id, metrics=found[start : start + 1000])
+        mlflow.log_artifact(str(path))
+        mlflow.set_tag(HASH, digest)
 
 
 def main() -> None:
@@ -103,8 +126,10 @@ def main() -> None:
     args = parser.parse_args()
     asked = json.load(sys.stdin)
     try:
-        client = MlflowClient(args.uri)
+        mlflow.set_tracking_uri(args.uri)
+        client = MlflowClient()
         experiment_id = experiment(client, args.experiment, args.root)
+        mlflow.set_experiment(experiment_id=experiment_id)
         parents = tagged(client, experiment_id, PARENT)
     except Exception as error:  # whatever the server or its driver raises: the results stay where they are
         sys.exit(f"error: MLflow at {args.uri} cannot be reached: {error}. The results are kept; run again later.")
@@ -112,13 +137,13 @@ def main() -> None:
     for name, files in asked.items():
         parent = parents.get(name)
         if parent is None:
-            parent = client.create_run(experiment_id, tags={PARENT: name}, run_name=name).info.run_id
-            client.set_terminated(parent, "FINISHED")
+            with mlflow.start_run(experiment_id=experiment_id, run_name=name, tags={PARENT: name}) as run:
+                parent = run.info.run_id
         for path in (args.root / record for record in files["records"]):
             count += 1
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             if digest not in known:
-                log_record(client, experiment_id, parent, path, digest, args.root)
+                log_record(client, parent, path, digest, args.root)
                 new += 1
         for artifact in files["artifacts"]:
             client.log_artifact(parent, str(args.root / artifact))

@@ -1,52 +1,37 @@
 """What all figures share: colours, markers and names of the methods, and the three formats."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# Colour, marker and line tell the methods apart, so figures also read in grey (colours: Okabe and Ito).
-STYLES = {
-    "nearest_minmax": ("#999999", "v", ":"),
-    "nearest_mse": ("#56B4E9", "^", "--"),
-    "adaround": ("#009E73", "P", (0, (5, 1))),
-    "brecq": ("#CC79A7", "D", (0, (3, 1, 1, 1))),
-    "qdrop": ("#0072B2", "s", (0, (1, 1))),
-    "flexround": ("#E69F00", "X", (0, (5, 1, 1, 1, 1, 1))),
-    "adaptive_bn": ("#7570B3", "<", (0, (2, 2))),
-    "robustquant": ("#66A61E", "p", (0, (4, 2, 1, 2))),
-    "any_precision": ("#A6761D", "h", (0, (6, 2))),
-    "multiquant": ("#1B7837", "d", (0, (2, 1, 1, 1))),
-    "ptmq": ("#D55E00", "o", "-"),
-}
-OTHER = ("#000000", "*", "-")
-NAMES = {
-    "nearest_minmax": "nearest, min-max steps",
-    "nearest_mse": "nearest, MSE steps",
-    "adaround": "AdaRound",
-    "brecq": "BRECQ",
-    "qdrop": "QDrop",
-    "flexround": "FlexRound",
-    "adaptive_bn": "AdaptiveBN",
-    "robustquant": "RobustQuant",
-    "any_precision": "Any-Precision",
-    "multiquant": "MultiQuant",
-    "ptmq": "PTMQ",
-}
+from ptmq.common.provenance import style_of_method
+
+# Of methods that declare none: colours and markers that no other has (Okabe and Ito's tell the declared ones apart, and
+# with marker and line figures also read in grey).
+SPARE = [("#882255", "8"), ("#44AA99", ">"), ("#332288", "H"), ("#DDCC77", "*"), ("#AA4499", "1"), ("#117733", "2")]
+
+
+@cache
+def style_of(method: str) -> tuple[str, str, str, Any]:
+    """Label, colour, marker and line of a method, as its own file declares them."""
+    label, colour, marker, line = style_of_method(method) or (
+        method,
+        *SPARE[sum(map(ord, method)) % len(SPARE)],
+        (0, (3, 1)),
+    )
+    return label, colour, marker, line
 
 
 def label_of(method: str, variant: str = "default") -> str:
     """Legend entry of one method."""
-    name = NAMES.get(method, method)
+    name = style_of(method)[0]
     told = variant.removeprefix("default").removeprefix("+").replace("_", " ")
     return f"{name} ({told})" if told else name
-
-
-def order(method: str) -> int:
-    """Place of a method in a legend: the order of STYLES, then the others."""
-    return list(STYLES).index(method) if method in STYLES else len(STYLES)
 
 
 def save(figure, path: Path) -> None:
@@ -55,6 +40,7 @@ def save(figure, path: Path) -> None:
     plt.rcParams["svg.hashsalt"] = "ptmq"
     for extension, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):
         figure.savefig(path.with_suffix(f".{extension}"), dpi=150, metadata=metadata)
+    plt.close(figure)
 
 
 def legend(axes, **options) -> None:

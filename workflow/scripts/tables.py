@@ -175,26 +175,45 @@ def _tex(value) -> str:
     return text
 
 
-def runs_and_folder(description: str) -> tuple[pd.DataFrame, Path]:
+def own_first(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs without published ones that were run here, too."""
+    keys = [*KEYS, "label", "seed", "w_bits", "a_bits"]
+    return runs.sort_values("origin", kind="stable").drop_duplicates(keys).sort_index()
+
+
+def marked(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs with `published` in the variant of those that are, where one's own stand beside them."""
+    published = runs.origin == "published"
+    if published.all() or not published.any():
+        return runs
+    ceiling = runs[runs.method == "fp32"]
+    once = ceiling[ceiling.origin == "published"].index[
+        ceiling[ceiling.origin == "published"].backbone.isin(ceiling[ceiling.origin == "own"].backbone)
+    ]
+    names = runs.variant.where(~published, (runs.variant + ", published").replace("default, published", "published"))
+    return runs.assign(variant=names.where(runs.method != "fp32", runs.variant)).drop(index=once)
+
+
+def runs_and_folder(description: str, argv: Sequence[str] | None) -> tuple[pd.DataFrame, Path]:
     """What the command line of a script names that turns the tidy CSV into files: --runs and --out."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    return pd.read_csv(args.runs), args.out
+    args = parser.parse_args(argv)
+    return marked(pd.read_csv(args.runs)), args.out
 
 
-def records_and_folder(description: str) -> tuple[list[dict], Path]:
+def records_and_folder(description: str, argv: Sequence[str] | None) -> tuple[list[dict], Path]:
     """What the command line of a script names that turns records into files: --records and --out."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--records", type=Path, nargs="+", required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     return [json.loads(path.read_text()) for path in args.records], args.out
 
 
-def main() -> None:
-    runs, out = runs_and_folder(__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    runs, out = runs_and_folder(__doc__, argv)
     out.mkdir(parents=True, exist_ok=True)
     write(accuracy(runs), out / "accuracy")
     write(divergence(runs), out / "divergence")

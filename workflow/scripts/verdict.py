@@ -18,14 +18,14 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 import yaml
 from intervals import Estimate, estimate
 from paired import Missing, Runs
-from tables import write
+from tables import own_first, write
 
 COLUMNS = ["claim", "paper", "ours", "sd", "n", "ci95", "delta", "tolerance", "verdict", "reason"]
 POINT = 1.0  # tolerance of a difference of accuracies that the paper states, in points; half where it states 1
@@ -241,16 +241,16 @@ def backbones_of(runs: pd.DataFrame) -> list[str]:
     return list(runs[(runs.method == "ptmq") & (runs.status == "done")].backbone.drop_duplicates())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--published", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--ablations", type=Path)
     parser.add_argument("--mixed", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     published = yaml.safe_load(args.published.read_text())
-    runs = pd.read_csv(args.runs)
+    runs = own_first(pd.read_csv(args.runs))
     ablations = pd.read_csv(args.ablations) if args.ablations else runs
     switching = defaultdict(list)
     for record in (json.loads(path.read_text()) for path in args.mixed):
