@@ -25,7 +25,7 @@ from ptmq.network.model import MultiBitModel, Unit
 from ptmq.network.place import QuantizationSpec
 from ptmq.quantization.rounding import Relaxation, RoundingPerWidth
 from ptmq.quantization.weight_quantizer import NestedWeightQuantizer
-from ptmq.reconstruction.engine import Progress, ResumeFile, silent
+from ptmq.reconstruction.engine import Progress, ResumeFile, reconstruct, silent
 from ptmq.reconstruction.features import Features
 from ptmq.reconstruction.matching import fp_moments, match, match_network
 from ptmq.reconstruction.passes import AdaptiveRoundingPass
@@ -151,10 +151,10 @@ class Nested(Reconstruction):
         resume: ResumeFile | None = None,
         progress: Progress = silent,
     ) -> list[dict[str, Any]]:
-        """Search the grids, then learn, or match alone where nothing is learned."""
-        if self.settings.iterations:
-            return super().calibrate(model, images, seed, execution, resume, progress)
+        """Search the grids, then learn and correct unit by unit, or correct alone where nothing is learned."""
         model.search_step_sizes(images[: self.settings.step_size_images], self.settings.step_size_search)
+        if self.settings.iterations:
+            return reconstruct(model, images, self.passes(), seed, execution, resume, progress)
         if self.settings.correction != "none":
             match_network(model, images, self.settings)
         return []

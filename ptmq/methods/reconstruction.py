@@ -10,6 +10,7 @@ from ptmq.common.bits import FP, BitWidth
 from ptmq.methods.interface import Method
 from ptmq.network.model import MultiBitModel
 from ptmq.reconstruction.engine import Progress, ResumeFile, count_iterations, reconstruct, silent
+from ptmq.reconstruction.matching import match_network
 from ptmq.reconstruction.passes import AdaptiveRoundingPass, Pass, Passes, StepSizePass
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, Execution
 
@@ -40,9 +41,12 @@ class Reconstruction(Method):
         resume: ResumeFile | None = None,
         progress: Progress = silent,
     ) -> list[dict[str, Any]]:
-        """Search step sizes, then learn; see `reconstruct`."""
+        """Search step sizes, then learn, see `reconstruct`; correct what has come of it, where that is asked for."""
         super().calibrate(model, images, seed)
-        return reconstruct(model, images, self.passes(), seed, execution, resume, progress)
+        records = reconstruct(model, images, self.passes(), seed, execution, resume, progress)
+        if self.settings.correction != "none":
+            match_network(model, images, self.settings)
+        return records
 
     def weights_alone(self) -> Passes:
         """One pass under FP activations, at the method's one width."""

@@ -242,9 +242,13 @@ class NestedWeightQuantizer(GridWeightQuantizer):
         """Set the grid by `search` at the anchor width, and round to nearest at 8 bits."""
         step, zero = SEARCHES[search](weight.detach().flatten(1), self.anchor, grid=nested(self.widths[0]))
         finer = 2 ** (PARENT_BITS - self.anchor)
-        self.step, self.zero_point = step / finer, (zero * finer).to(torch.uint8)
-        step, zero = self.grid(PARENT_BITS)
-        self.code = quantize(weight.detach(), step, zero, PARENT_BITS).to(torch.uint8).contiguous()
+        step, zero = step / finer, zero * finer
+        code = quantize(weight.detach(), self._per_channel(step), self._per_channel(zero), PARENT_BITS)
+        self.set_code(code.to(torch.uint8), step, zero.to(torch.uint8))
+
+    def set_code(self, code: Tensor, step: Tensor, zero_point: Tensor) -> None:
+        """Take a code, uint8, of the weight's shape, on a grid at 8 bits, (out,); every width is rounded to nearest."""
+        self.code, self.step, self.zero_point = code.contiguous(), step, zero_point
         self.learned, self.planes = self.learned[:0], self.planes[:0, :0]
         self._weights.clear()
 

@@ -106,7 +106,6 @@ class Learner:
         execution: Execution,
         importance: Tensor | None = None,
     ):
-        more = hooks.begin(unit, features)
         self.unit, self.hooks, self.features, self.random = unit, hooks, features, random
         self.execution, self.importance = execution, importance
         self.settings = hooks.settings
@@ -118,9 +117,11 @@ class Learner:
             if relaxation is not None:
                 self.relaxed.append(layer.quantizer)
                 self.relaxations.append(relaxation)
+        more = hooks.begin(unit, features)  # nothing drops yet
+        apart = {id(p) for group in more for p in group["params"]}
         for quantizer in unit.quantizers:
             quantizer.drop = Drop(self.settings.keep, random.device, execution.compile)
-        roundings = [p for relaxation in self.relaxations for p in relaxation.parameters()]
+        roundings = [p for relaxation in self.relaxations for p in relaxation.parameters() if id(p) not in apart]
         steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]
         self.optimizer = torch.optim.Adam(
             [

@@ -18,7 +18,6 @@ from ptmq.quantization.fake_quantization import choose, keep_mask
 from ptmq.quantization.rounding import AdaptiveRounding, Relaxation
 from ptmq.reconstruction.features import Features
 from ptmq.reconstruction.losses import distance
-from ptmq.reconstruction.matching import match
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, ReconstructionSettings
 
 
@@ -83,16 +82,14 @@ class Pass:
         return 0.0
 
     def begin(self, unit: Unit, features: Features) -> Sequence[dict[str, Any]]:
-        """Before a unit is learned: groups of parameters beside rounding and step sizes, with their learning rates.
+        """Before a unit is learned: what learns beside V and the step sizes, or of V's parameters at another rate.
 
-        Each is {"params": [...], "lr": ...}; the rates fall to 0 as a cosine.
+        Groups of {"params": [...], "lr": ...}; the rates fall to 0 as a cosine. Relaxations are in their quantizers.
         """
         return []
 
     def end(self, unit: Unit, features: Features) -> None:
-        """After a unit was learned; here its corrections are matched, where there are any."""
-        if self.settings.correction != "none":
-            match(unit, features.fp, features.quantized, self.settings)
+        """After a unit was learned, before its outputs are handed on."""
 
 
 Passes = Sequence[Pass]  # in the order in which they go over the network
