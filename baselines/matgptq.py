@@ -28,7 +28,6 @@ from ptmq.quantization.step_size import PARENT_BITS, SMALLEST_STEP
 from ptmq.quantization.weight_quantizer import NestedWeightQuantizer
 from ptmq.reconstruction.engine import Progress, ResumeFile, silent
 from ptmq.reconstruction.features import propagate
-from ptmq.reconstruction.matching import match_network
 from ptmq.reconstruction.settings import CorrectionSettings, Execution
 
 CODES = 2**PARENT_BITS
@@ -141,14 +140,13 @@ class MatGPTQ(Method):
         progress: Progress = silent,
     ) -> list[dict[str, Any]]:
         """Search the activations' step sizes, then solve layer by layer; correct what has come of it, if asked for."""
-        super().calibrate(model, images, seed)
+        self.search_step_sizes(model, images)
         x = images
         for unit in model.units:
             for layer, moments in second_moments(unit, x).items():
                 self.solve(layer, moments)
             x = propagate(unit, x, model.widths[-1])
-        if self.settings.correction != "none":
-            match_network(model, images, self.settings)
+        self.correct(model, images)
         return []
 
     def solve(self, layer: GridLayer, moments: Tensor) -> None:

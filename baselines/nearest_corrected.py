@@ -8,8 +8,7 @@ Departure: a layer and width where the shift does not lower the block's error go
 
 from dataclasses import dataclass
 
-from baselines.nearest import Nearest
-from ptmq.methods.interface import register
+from ptmq.methods.interface import Method, register
 from ptmq.reconstruction.settings import CorrectionSettings
 
 
@@ -21,7 +20,7 @@ class NearestCorrectedSettings(CorrectionSettings):
 
 
 @register
-class NearestCorrected(Nearest):
+class NearestCorrected(Method):
     """Round to nearest on the grid of least error, then bias correction."""
 
     name = "nearest_corrected"

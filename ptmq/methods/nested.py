@@ -27,7 +27,7 @@ from ptmq.quantization.rounding import Relaxation, RoundingPerWidth
 from ptmq.quantization.weight_quantizer import NestedWeightQuantizer
 from ptmq.reconstruction.engine import Progress, ResumeFile, reconstruct, silent
 from ptmq.reconstruction.features import Features
-from ptmq.reconstruction.matching import fp_moments, match, match_network
+from ptmq.reconstruction.matching import fp_moments, match
 from ptmq.reconstruction.passes import AdaptiveRoundingPass
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, Execution
 
@@ -90,7 +90,7 @@ class NestedPass(AdaptiveRoundingPass):
 
     def begin(self, unit: Unit, features: Features) -> Sequence[dict[str, Any]]:
         """The corrections learn, shifts at a rate relative to the deviation of the layer's output."""
-        if self.settings.correction == "none" or self.settings.correction_order == "matched":
+        if not unit.corrections or self.settings.correction_order == "matched":
             return []
         if self.settings.correction_order == "first":
             match(unit, features.fp, features.quantized, self.settings)
@@ -112,7 +112,7 @@ class NestedPass(AdaptiveRoundingPass):
             correction.learn(False)
             correction.keep_bounded()
         rest = {"matched": self.widths, "after": self.high}.get(self.settings.correction_order, ())
-        if self.settings.correction != "none":
+        if unit.corrections and rest:
             match(unit, features.fp, {width: features.quantized[width] for width in rest}, self.settings)
 
 
@@ -152,9 +152,8 @@ class Nested(Reconstruction):
         progress: Progress = silent,
     ) -> list[dict[str, Any]]:
         """Search the grids, then learn and correct unit by unit, or correct alone where nothing is learned."""
-        model.search_step_sizes(images[: self.settings.step_size_images], self.settings.step_size_search)
+        self.search_step_sizes(model, images)
         if self.settings.iterations:
             return reconstruct(model, images, self.passes(), seed, execution, resume, progress)
-        if self.settings.correction != "none":
-            match_network(model, images, self.settings)
+        self.correct(model, images)
         return []

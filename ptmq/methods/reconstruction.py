@@ -10,7 +10,6 @@ from ptmq.common.bits import FP, BitWidth
 from ptmq.methods.interface import Method
 from ptmq.network.model import MultiBitModel
 from ptmq.reconstruction.engine import Progress, ResumeFile, count_iterations, reconstruct, silent
-from ptmq.reconstruction.matching import match_network
 from ptmq.reconstruction.passes import AdaptiveRoundingPass, Pass, Passes, StepSizePass
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, Execution
 
@@ -42,10 +41,9 @@ class Reconstruction(Method):
         progress: Progress = silent,
     ) -> list[dict[str, Any]]:
         """Search step sizes, then learn, see `reconstruct`; correct what has come of it, where that is asked for."""
-        super().calibrate(model, images, seed)
+        self.search_step_sizes(model, images)
         records = reconstruct(model, images, self.passes(), seed, execution, resume, progress)
-        if self.settings.correction != "none":
-            match_network(model, images, self.settings)
+        self.correct(model, images)
         return records
 
     def weights_alone(self) -> Passes:

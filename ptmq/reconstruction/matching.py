@@ -197,6 +197,8 @@ def _match_layer(
     outputs: list[Tensor],
 ) -> list[Tensor]:
     """Correct a layer at the width of the choice by the first `matched` of its outputs; returns all, corrected."""
+    if layer.correction is None:
+        return outputs
     moments = Moments.of(outputs[:matched], channel_axis_of(layer))
     ways = [matching(fp[layer], moments, layer.bias, gain) for gain in (False, True)[: 1 + with_gain]]
     nothing = torch.zeros_like(ways[0][0])
