@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmq.common.bits import FULL_PRECISION
-from ptmq.common.errors import require
+from ptmq.common.errors import InputError, require
 from ptmq.methods.interface import Method, register
 from ptmq.network.layers import GridLayer
 from ptmq.network.model import MultiBitModel, Unit

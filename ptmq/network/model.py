@@ -56,8 +56,8 @@ class Unit(nn.Module):
 class Switchable(nn.Module):
     """A network that switches between bit-widths: (batch, ...) images -> (batch, classes) logits.
 
-    widths: what it can take · spec: how the network is quantized · image_shape: of one image · modes: its ways to run at
-    a width, each evaluated; '' is the one that counts · recalibrated: whether the mode that is set needs BatchNorm
+    widths: what it can take · spec: how the network is quantized · image_shape: of one image · modes: its ways to run
+    at a width, each evaluated; '' is the one that counts · recalibrated: whether the mode that is set needs BatchNorm
     re-estimated at every switch · description: what a folder says of it, see `ptmq.api`.
     """
 

@@ -56,6 +56,11 @@ class Relaxation(nn.Module):
         """What is stored when the learning is over: as searched, unless a subclass learns them."""
         return self._searched
 
+    @property
+    def learned_zero_points(self) -> dict[int, Tensor]:
+        """Zero points that learning has moved, (out, 1, ...) each; as a rule none."""
+        return {}
+
     def soft(self, widths: Iterable[int]) -> dict[int, Tensor]:
         """The differentiable weights at `widths`, of the weight's shape each."""
         raise NotImplementedError

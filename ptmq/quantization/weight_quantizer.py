@@ -3,7 +3,7 @@
 The layer only holds it and asks it for the weight. A new kind of weight quantization is a subclass of WeightQuantizer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -61,8 +61,13 @@ class GridWeightQuantizer(WeightQuantizer):
         """Set the step size and zero point of every width by `search`, and round to nearest."""
         raise NotImplementedError
 
-    def set_rounding(self, rounding: Tensor, step_sizes: dict[int, Tensor] | None = None) -> None:
-        """Take what a relaxation has come to: its hard rounding and its step sizes, (out, 1, ...)."""
+    def set_rounding(
+        self,
+        rounding: Tensor,
+        step_sizes: Mapping[int, Tensor] | None = None,
+        zero_points: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """Take what a relaxation has come to: its hard rounding, and step sizes and zero points, (out, 1, ...) each."""
         raise NotImplementedError
 
     def bits_per_weight(self) -> float:
@@ -99,7 +104,8 @@ class GridWeightQuantizer(WeightQuantizer):
     def harden(self) -> None:
         """End the learning: store the rounding and the step sizes that the relaxation has come to."""
         assert self.relaxation is not None
-        self.set_rounding(self.relaxation.hard(), self.relaxation.step_sizes)
+        found = self.relaxation
+        self.set_rounding(found.hard(), found.step_sizes, found.learned_zero_points)
 
     def prepared(self) -> Iterable[Tensor]:
         """The weights that are kept ready."""
@@ -169,10 +175,16 @@ class RoundedWeightQuantizer(GridWeightQuantizer):
             nearest.append(torch.round(weight / step) - torch.floor(weight / step))
         self.set_rounding(torch.stack(nearest).to(torch.int8))
 
-    def set_rounding(self, rounding: Tensor, step_sizes: dict[int, Tensor] | None = None) -> None:
-        """Take hard rounding values, integers, (1 or widths, *shape), and learned step sizes, (out, 1, ...).
+    def set_rounding(
+        self,
+        rounding: Tensor,
+        step_sizes: Mapping[int, Tensor] | None = None,
+        zero_points: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """Take hard rounding values, integers, (1 or widths, *shape), and what was learned of the grids.
 
-        Of fewer widths than there are, the keys of `step_sizes`, the rounding of the others stays.
+        step_sizes, zero_points: (out, 1, ...) each. Of fewer widths than there are, the keys of `step_sizes`, the
+        rounding of the others stays.
         """
         at = [self.widths.index(bits) for bits in step_sizes or ()]
         if 1 < len(self.widths) != len(rounding) == len(at):
@@ -180,6 +192,8 @@ class RoundedWeightQuantizer(GridWeightQuantizer):
         self.rounding, self.relaxation = rounding, None
         for index, step in zip(at, (step_sizes or {}).values(), strict=True):
             self.step[index] = step.flatten()
+        for bits, zero_point in (zero_points or {}).items():
+            self.zero_point[self.widths.index(bits)] = zero_point.flatten()
         self._weights.clear()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -252,7 +266,12 @@ class NestedWeightQuantizer(GridWeightQuantizer):
         self.learned, self.planes = self.learned[:0], self.planes[:0, :0]
         self._weights.clear()
 
-    def set_rounding(self, rounding: Tensor, step_sizes: dict[int, Tensor] | None = None) -> None:
+    def set_rounding(
+        self,
+        rounding: Tensor,
+        step_sizes: Mapping[int, Tensor] | None = None,
+        zero_points: Mapping[int, Tensor] | None = None,
+    ) -> None:
         """Take hard rounding values in {0, 1}, (learned widths, *shape); the keys of `step_sizes` are the widths."""
         widths = sorted(step_sizes or {})
         self.learned = torch.tensor(widths, dtype=torch.uint8, device=self.code.device)

@@ -31,7 +31,6 @@ from ptmq.reconstruction.features import (
     memory_format,
     part_features,
     propagate,
-    propagate_all,
     reconstruction_error,
     take,
 )
@@ -314,6 +313,6 @@ def reconstruct(
                 records.append(entry)
                 if resume:
                     resume.save(model, records, identity)
-            propagate_all(unit, quantized)
+            hooks.hand_on(unit, quantized, Random(seed, -1 - position, unit.device).host)
             fp = whole.target
     return records

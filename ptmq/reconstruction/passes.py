@@ -4,7 +4,7 @@ A method has passes. As it stands, a pass learns activation step sizes alone, un
 the squared error to the floating-point output; a subclass overrides the hooks that differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from ptmq.network.layers import GridLayer
 from ptmq.network.model import Unit
 from ptmq.quantization.fake_quantization import choose, keep_mask
 from ptmq.quantization.rounding import AdaptiveRounding, Relaxation
-from ptmq.reconstruction.features import Features
+from ptmq.reconstruction.features import Features, propagate_all
 from ptmq.reconstruction.losses import distance
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, ReconstructionSettings
 
@@ -87,6 +87,10 @@ class Pass:
         Groups of {"params": [...], "lr": ...}; the rates fall to 0 as a cosine. Relaxations are in their quantizers.
         """
         return []
+
+    def hand_on(self, unit: Unit, quantized: MutableMapping[BitWidth, Tensor], generator: torch.Generator) -> None:
+        """Put what the next unit gets at every width in the place of what this one got; here each width its own."""
+        propagate_all(unit, quantized)
 
     def end(self, unit: Unit, features: Features) -> None:
         """After a unit was learned, before its outputs are handed on."""

@@ -102,3 +102,8 @@ use rule quantize as genie with:
 use rule quantize as matgptq with:
     wildcard_constraints:
         method="matgptq",
+
+
+use rule quantize as quept with:
+    wildcard_constraints:
+        method="quept",
