@@ -187,9 +187,7 @@ def to_units(
     found = [(name, extract(graph, nodes, name)) for name, nodes in members.items()]
     for name, unit in found:
         if not unit.meta["per_image"]:
-            raise InputError(
-                f"unit {name!r} takes a tensor that does not have the images first. Choose other blocks."
-            )
+            raise InputError(f"unit {name!r} takes a tensor that does not have the images first. Choose other blocks.")
     found[0][1].meta["coverage"] = rows
     require_equal(network, found, example)
     return found

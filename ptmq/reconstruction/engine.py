@@ -59,13 +59,15 @@ class ResumeFile:
 
     path: Path | None
     earlier: float = 0.0  # seconds of the runs before this one
+    identity: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def load(self, model: MultiBitModel, identity: dict[str, str]) -> list[dict[str, Any]]:
         """Bring the model to where the file left it; returns the records of the units that are done.
 
-        Raises InputError where the file is of another calibration.
+        identity: of this calibration, see `identity_of`. Raises InputError where the file is of another one.
         """
+        self.identity = identity
         if self.path is None or not self.path.exists():
             return []
         state, info = load_tensors(self.path)
@@ -80,11 +82,11 @@ class ResumeFile:
         self.earlier = info["seconds"]
         return info["units"]
 
-    def save(self, model: MultiBitModel, units: list[dict[str, Any]], identity: dict[str, str]) -> None:
+    def save(self, model: MultiBitModel, units: list[dict[str, Any]]) -> None:
         """Write the model's state and the records of the units that are done, atomically."""
         if self.path is None:
             return
-        info = {"identity": identity, "units": units, "seconds": self.seconds()}
+        info = {"identity": self.identity, "units": units, "seconds": self.seconds()}
         save_tensors(self.path, model.state_dict(), info)
 
     def seconds(self) -> float:
@@ -280,8 +282,9 @@ def reconstruct(
     """
     images = images.cpu() if execution.features_in_main_memory else images
     images = images.contiguous(memory_format=memory_format(images))
-    identity = identity_of(model, images, passes, seed, execution) if resume and resume.path else {}
-    done = resume.load(model, identity) if resume else []
+    done = []
+    if resume and resume.path:
+        done = resume.load(model, identity_of(model, images, passes, seed, execution))
     records: list[dict[str, Any]] = []
     for hooks in passes:
         fp, quantized = images, dict.fromkeys(hooks.widths, images)
@@ -306,7 +309,7 @@ def reconstruct(
                 entry |= {"error_before": before, "error_after": reconstruction_error(part, features)}
                 records.append(entry)
                 if resume:
-                    resume.save(model, records, identity)
+                    resume.save(model, records)
             propagate_all(unit, quantized)
             fp = whole.target
     return records
