@@ -28,7 +28,7 @@ from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
 
 Units = dict[fx.Node, str]
-CHECKED, TOLERANCE = 4, 1e-4  # images, and the share of the largest logit, that units and network may differ by
+CHECKED, TOLERANCE = 2, 1e-4  # images, and the share of the largest logit, that units and network may differ by
 
 
 def assign_units(graph: fx.GraphModule, blocks: Sequence[str] | None) -> Units:
@@ -187,9 +187,7 @@ def to_units(
     found = [(name, extract(graph, nodes, name)) for name, nodes in members.items()]
     for name, unit in found:
         if not unit.meta["per_image"]:
-            raise InputError(
-                f"unit {name!r} takes a tensor that does not have the images first. Choose other blocks."
-            )
+            raise InputError(f"unit {name!r} takes a tensor that does not have the images first. Choose other blocks.")
     found[0][1].meta["coverage"] = rows
     require_equal(network, found, example)
     return found
