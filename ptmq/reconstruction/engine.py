@@ -146,7 +146,7 @@ class Learner:
         self.relaxed: list[RoundedWeightQuantizer] = []
         self.relaxations: list[Relaxation] = []  # theirs
         for layer in unit.layers:
-            relaxation = layer.quantizer.relaxation = hooks.relax(layer)
+            relaxation = layer.quantizer.relaxation = hooks.relax(layer) if layer.quantizer.widths else None
             if relaxation is not None:
                 self.relaxed.append(layer.quantizer)
                 self.relaxations.append(relaxation)
@@ -187,9 +187,11 @@ class Learner:
             )
         self.done += 1
         self.optimizer.zero_grad()
-        (loss + hooks.regularizer(self.relaxations, self.done)).backward()
-        self.optimizer.step()
-        self.schedule.step()
+        total = loss + hooks.regularizer(self.relaxations, self.done)
+        if total.requires_grad:  # not where the unit is in floating point at all drawn widths
+            total.backward()
+            self.optimizer.step()
+            self.schedule.step()
         for quantizer in unit.quantizers:
             quantizer.keep_step_sizes_positive()
         return loss.detach()
@@ -242,8 +244,11 @@ def learning(learner: Learner) -> Iterator[Learner]:
 
 
 def learn(learner: Learner, progress: Progress) -> list[float]:
-    """Run all iterations of a learner; returns the loss at CURVE_POINTS of them."""
+    """Run all iterations of a learner; returns the loss at CURVE_POINTS of them; none without parameters."""
     iterations, name, curve = learner.settings.iterations, learner.unit.name, []
+    if not any(group["params"] for group in learner.optimizer.param_groups):
+        progress(name, iterations, math.nan)
+        return []
     every = math.ceil(iterations / CURVE_POINTS)
     for iteration in range(1, iterations + 1):
         loss = learner.iterate()
