@@ -10,7 +10,7 @@ from ptmq.methods.interface import create
 from ptmq.models.zoo import BACKBONES
 from ptmq.network.trace import NORMS
 from ptmq.training.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches, recalibration_images
-from tests.toys import CPU, W3, W4, W8, random_network, same_state, toy_network
+from tests.toys import CPU, W3, W4, W8, same_state, toy_network
 
 WIDTHS = [W3, W4, W8]
 
