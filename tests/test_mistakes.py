@@ -284,5 +284,3 @@ def test_an_error_of_ours_keeps_its_traceback(world, tmp_path, monkeypatch):
     argv = [part.replace("{world}/new", str(tmp_path)).replace("{world}", str(world)) for part in quantize()]
     with pytest.raises(RuntimeError):
         main(argv)
-
-

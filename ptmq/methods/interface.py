@@ -7,7 +7,7 @@ A method is a class in `baselines/<name>.py` (or in another package, through the
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -27,6 +27,7 @@ from ptmq.network.place import QuantizationSpec
 from ptmq.reconstruction.engine import Progress, ResumeFile, silent
 from ptmq.reconstruction.settings import Execution, StepSizeSettings
 
+EXAMPLE = 3  # images that a network is followed by
 METHODS: dict[str, type["Method"]] = {}
 BROKEN: dict[str, str] = {}  # modules that could not be imported, and why
 OWN = ("ptmq.methods.ptmq",)  # modules of methods that are no baselines
@@ -36,12 +37,13 @@ OWN = ("ptmq.methods.ptmq",)  # modules of methods that are no baselines
 class Task:
     """What a method is given: a trained network, training images, and where an interrupted run left off.
 
-    blocks: names of the network's reconstruction blocks · images: the training images with labels · index: which of
-    them calibrate · title: of the progress bar.
+    blocks: names of the network's reconstruction blocks, None: they are found · images: the training images with
+    labels · index: which of them calibrate · title: of the progress bar, '' for none · conversion: more fields of the
+    `QuantizationSpec`, such as keep_fp.
     """
 
     network: nn.Module
-    blocks: Sequence[str]
+    blocks: Sequence[str] | None
     images: Images
     index: Tensor
     seed: int
@@ -49,6 +51,7 @@ class Task:
     resume: ResumeFile
     title: str
     execution: Execution = field(default_factory=Execution)
+    conversion: Mapping[str, Any] = field(default_factory=dict)
 
     def calibration(self) -> Tensor:
         """The calibration images, without their labels, (count, ...), on the device."""
@@ -77,17 +80,27 @@ class Method:
                 "Set per_width: true for it in the profile, or give one width."
             )
 
-    def spec(self, blocks: Sequence[str]) -> QuantizationSpec:
-        """How a network with these blocks is quantized."""
-        return QuantizationSpec(blocks, self.widths, self.settings.edge_bits, self.settings.quantize_softmax)
+    def spec(self, blocks: Sequence[str] | None, **conversion: Any) -> QuantizationSpec:
+        """How a network with these blocks is quantized; conversion: more fields of that."""
+        settings = self.settings
+        return QuantizationSpec(blocks, self.widths, settings.edge_bits, settings.quantize_softmax, **conversion)
 
-    def build(self, network: nn.Module, blocks: Sequence[str]) -> Switchable:
-        """The multi-bit model of a network, with nothing calibrated: what a calibrated model is loaded into."""
-        return MultiBitModel(network, self.spec(blocks))
+    def build(
+        self, network: nn.Module, blocks: Sequence[str] | None, example: Tensor | None = None, **conversion: Any
+    ) -> Switchable:
+        """The multi-bit model of a network, with nothing calibrated: what a calibrated model is loaded into.
+
+        example: a few images, by which the network is followed · conversion: as for `spec`.
+        """
+        return MultiBitModel(network, self.spec(blocks, **conversion), example)
+
+    def built(self, task: Task) -> Switchable:
+        """The model of a task, with nothing calibrated."""
+        return self.build(task.network, task.blocks, task.images.batch(task.index[:EXAMPLE])[0], **task.conversion)
 
     def fit(self, task: Task) -> tuple[Switchable, dict[str, Any]]:
         """The calibrated model, and what its record says of the calibration: `units`, see `reconstruct`."""
-        model = self.build(task.network, task.blocks).to(task.device).eval()
+        model = self.built(task).to(task.device).eval()
         with Bar(task.title, self.count_iterations(model)) as bar:
             units = self.calibrate(model, task.calibration(), task.seed, task.execution, task.resume, bar.advance)
         return model, {"units": units}

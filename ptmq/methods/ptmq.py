@@ -7,7 +7,7 @@ Group-wise Distillation Loss (ptmq/methods/gd_loss.py). The loop is ptmq/reconst
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -115,6 +115,10 @@ class PTMQ(Reconstruction):
                 f"ptmq calibrates the widths of its groups, {', '.join(map(str, groups.widths))}. "
                 f"Got {', '.join(map(str, self.widths))}. Change the groups, or leave out widths and per_width."
             )
+        count = len(groups)
+        if count != len(mixer.LAMBDAS):  # the defaults are of three groups: of others, all alike
+            alike = {"lambdas": (1 / count,) * count, "gammas": (1.0,) * count}
+            self.settings = replace(self.settings, **{k: alike[k] for k in alike if k not in settings})
         for name in ("lambdas", "gammas"):
             values = getattr(self.settings, name)
             require(len(values) == len(groups), f"ptmq: {name}", f"{len(groups)} numbers, as many as groups", values)

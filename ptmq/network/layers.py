@@ -1,7 +1,8 @@
 """A layer of a quantized network: it holds its weight and a quantizer, and computes with what that makes of it."""
 
 import copy
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,16 +12,50 @@ from ptmq.common.bits import FP
 from ptmq.quantization.quantizer import Quantizer
 from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
 
-LAYERS = (nn.Conv2d, nn.Linear)  # what can be quantized
-Layer = nn.Conv2d | nn.Linear
+CONVOLUTIONS: dict[type, Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+TRANSPOSED: dict[type, Any] = {
+    nn.ConvTranspose1d: F.conv_transpose1d,
+    nn.ConvTranspose2d: F.conv_transpose2d,
+    nn.ConvTranspose3d: F.conv_transpose3d,
+}
+LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)  # what can be quantized
+Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 Own = TypeVar("Own", bound=Quantizer)
 
 
-def convolution_of(layer: Layer) -> dict[str, Any] | None:
-    """How a convolution moves over its input; None of a linear layer."""
-    if isinstance(layer, nn.Conv2d):
-        return {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
-    return None
+class Computation(Protocol):
+    """What a layer does with its input, its weight (out, in, ...) and its bias (out,)."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+
+def computation_of(layer: Layer) -> Computation:
+    """What a layer computes."""
+    if isinstance(layer, nn.Linear):
+        return cast(Computation, F.linear)
+    how = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
+    if type(layer) in CONVOLUTIONS:
+        return partial(CONVOLUTIONS[type(layer)], **how)
+    function = partial(TRANSPOSED[type(layer)], output_padding=layer.output_padding, **how)
+    return partial(_transposed, function, layer.groups)
+
+
+def _transposed(function: Any, groups: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return function(x, swapped(weight, groups), bias)
+
+
+def swapped(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's weight (out, in / groups, ...) as (in, out / groups, ...), and back."""
+    apart = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # (groups, in / groups, out / groups, ...)
+    return apart.flatten(0, 1)
+
+
+def weight_of(layer: Layer) -> nn.Parameter:
+    """The weight with its output channels first, (out, in / groups, ...)."""
+    if type(layer) in TRANSPOSED:
+        weight = swapped(layer.weight.detach(), layer.groups).contiguous()  # type: ignore[arg-type]
+        return nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    return cast(nn.Parameter, layer.weight)
 
 
 class QuantizedLayer(nn.Module, Generic[Own]):
@@ -34,14 +69,20 @@ class QuantizedLayer(nn.Module, Generic[Own]):
 
     def __init__(self, layer: Layer, quantizer: Own):
         super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-        self.conv = convolution_of(layer)
+        self.weight, self.bias = weight_of(layer), layer.bias
+        self.kind = type(layer).__name__
+        self.computation = computation_of(layer)
         self.quantizer = quantizer
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, ...) -> (batch, out, ...)."""
-        weight = self.quantizer(self.weight)
-        return F.linear(x, weight, self.bias) if self.conv is None else F.conv2d(x, weight, self.bias, **self.conv)
+        return self.computation(x, self.quantizer(self.weight), self.bias)
+
+    def multiplications(self, x: Tensor, out: Tensor) -> int:
+        """How many it takes to make `out` of x, both (batch, ...), for one image."""
+        if "Transpose" in self.kind:  # every input value meets the weights of all output channels of its group
+            return x[0].numel() * self.weight.numel() // x.shape[1]
+        return out[0].numel() * self.weight[0].numel()
 
     @property
     def bits(self) -> int:

@@ -1,7 +1,7 @@
 """MultiBitModel: one calibrated network that switches its bit-widths at run time."""
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -9,8 +9,10 @@ from torch import Tensor, fx, nn
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError, one_of
 from ptmq.network.cut import to_layers, to_units
+from ptmq.network.graph.coverage import Coverage
+from ptmq.network.graph.prepare import example_for
 from ptmq.network.layers import QuantizedLayer, RoundedLayer
-from ptmq.network.place import QuantizationSpec
+from ptmq.network.place import Edge, QuantizationSpec
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.quantization.quantizer import Quantizer
 
@@ -21,6 +23,8 @@ class Unit(nn.Module):
     def __init__(self, name: str, graph: fx.GraphModule):
         super().__init__()
         self.name, self.graph = name, graph
+        self.is_edge = isinstance(name, Edge)  # a stem or a head
+        self.channel_axis: int = graph.meta["channel_axis"]  # of its output
         self.layers: list[RoundedLayer] = [m for m in graph.modules() if isinstance(m, QuantizedLayer)]
         self.quantizers = [m for m in graph.modules() if isinstance(m, ActivationQuantizer)]
 
@@ -30,7 +34,7 @@ class Unit(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the unit computes."""
-        return next(self.parameters()).device
+        return self.layers[0].weight.device
 
     def set_bits(self, width: BitWidth) -> None:
         """Select the width of every layer and quantizer of this unit."""
@@ -47,11 +51,15 @@ class Unit(nn.Module):
 class Switchable(nn.Module):
     """A network that switches between bit-widths: (batch, ...) images -> (batch, classes) logits.
 
-    widths: what it can take · modes: its ways to run at a width, each evaluated; '' is the one that counts ·
-    recalibrated: whether the mode that is set needs BatchNorm re-estimated at every switch.
+    widths: what it can take · spec: how the network is quantized · image_shape: of one image · modes: its ways to run at
+    a width, each evaluated; '' is the one that counts · recalibrated: whether the mode that is set needs BatchNorm
+    re-estimated at every switch · description: what a folder says of it, see `ptmq.api`.
     """
 
     widths: tuple[BitWidth, ...]
+    spec: QuantizationSpec
+    image_shape: tuple[int, ...]
+    description: dict[str, Any] | None = None
     modes: ClassVar[tuple[str, ...]] = ("",)
     recalibrated = False
 
@@ -77,14 +85,22 @@ def known_width(widths: Sequence[BitWidth], weight: int, activation: int) -> Bit
 class MultiBitModel(Switchable):
     """A network cut into quantized units: (batch, ...) images -> (batch, classes) logits.
 
-    network: a trained FP network that torch.fx can trace; it is not changed · spec: its blocks, widths and edges.
+    network: a trained FP network; it is not changed · spec: its blocks, widths and edges · example: images that it
+    takes, (n, ...), see `ptmq.network.trace.trace`. It computes in float32, on the network's device. Raises InputError
+    where the network cannot be followed, leaves weights out that `spec` does not name, or is not the same afterwards.
     """
 
-    def __init__(self, network: nn.Module, spec: QuantizationSpec):
+    def __init__(self, network: nn.Module, spec: QuantizationSpec, example: Tensor | None = None):
         super().__init__()
         self.spec, self.widths = spec, tuple(spec.widths)
-        units = nn.ModuleList(Unit(name, graph) for name, graph in to_units(network, spec))
+        example = example_for(network, example)
+        self.image_shape = tuple(example.shape[1:])
+        found = to_units(network, spec, example)
+        self._coverage: Coverage = found[0][1].meta["coverage"]
+        units = nn.ModuleList(Unit(name, graph) for name, graph in found)
         self.units = cast(Sequence[Unit], units)  # torch knows its items as modules only
+        self.requires_grad_(False)
+        self.to(next((parameter.device for parameter in network.parameters()), None))
         self.set_bits(FP, FP)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,6 +117,10 @@ class MultiBitModel(Switchable):
     def quantizers(self) -> Iterator[ActivationQuantizer]:
         """Every activation quantizer, in order."""
         return (quantizer for unit in self.units for quantizer in unit.quantizers)
+
+    def coverage(self) -> Coverage:
+        """What is quantized, and why the rest is not: rows of (layer, kind, parameters, bits, reason)."""
+        return self._coverage
 
     def set_bits(self, weight: int, activation: int, unit: str | None = None) -> None:
         """Switch to `weight` and `activation` bits, the whole network or the one unit named.

@@ -1,54 +1,35 @@
 """Where quantizers stand in a network's graph, and what each of its layers becomes."""
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import cast
 
 from torch import fx, nn
 
-from ptmq.common.bits import BitWidth
-from ptmq.common.errors import InputError
+from ptmq.common.bits import FP
 from ptmq.network.layers import LAYERS, Layer
+from ptmq.network.spec import QuantizationSpec, Rule
 from ptmq.network.trace import input_of, is_layer, is_product, is_softmax, module_of, relu_of, sources_of
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 
-STEM, HEAD = "stem", "head"
+
+class Edge(str):
+    """The name of a unit that is no block: what lies before the first block, or behind the last."""
+
+    __slots__ = ()
 
 
-@dataclass(frozen=True)
-class QuantizationSpec:
-    """What decides how a network is quantized, before anything is calibrated.
-
-    blocks: names of its reconstruction blocks, with wildcards ('layer1.*') · widths: every width that it shall be able
-    to take · edge_bits: width of the weights of stem and head, and of what enters the last layer ·
-    quantize_softmax: of attention; else it stays in floating point.
-    """
-
-    blocks: Sequence[str]
-    widths: Sequence[BitWidth]
-    edge_bits: int = 8
-    quantize_softmax: bool = False
-
-    def __post_init__(self) -> None:
-        widths = tuple(sorted(BitWidth.parse(width) for width in self.widths))
-        if not widths:
-            raise InputError("a multi-bit model needs at least one width, such as W4A4.")
-        object.__setattr__(self, "widths", widths)
-        object.__setattr__(self, "blocks", tuple(self.blocks))
-
-    @property
-    def weight_bits(self) -> list[int]:
-        """Of every width, lowest first."""
-        return [width.weight for width in self.widths]
-
-    @property
-    def activation_bits(self) -> list[int]:
-        """Of every width, lowest first."""
-        return [width.activation for width in self.widths]
+STEM, HEAD = Edge("stem"), Edge("head")
 
 
-def quantized_outputs(graph: fx.GraphModule, softmax: bool) -> list[fx.Node]:
+def quantized_layers(graph: fx.GraphModule, spec: QuantizationSpec) -> list[fx.Node]:
+    """The layers that do not stay in floating point, in order."""
+    layers = [node for node in graph.graph.nodes if is_layer(graph, node)]
+    return [node for node in layers if (spec.rule(str(node.target)) or Rule()).weight != FP]
+
+
+def quantized_outputs(graph: fx.GraphModule, layers: Iterable[fx.Node], softmax: bool) -> list[fx.Node]:
     """The nodes whose outputs are quantized, in order: what enters a layer, and both sides of an attention product.
 
     What enters a layer is quantized where it is computed, before pooling and reshaping, so that a residual sum gets it
@@ -56,17 +37,54 @@ def quantized_outputs(graph: fx.GraphModule, softmax: bool) -> list[fx.Node]:
     themselves, and the logits enter nothing. The output of a softmax stays in floating point unless `softmax`.
     """
     found: dict[fx.Node, None] = {}
+    for node in layers:
+        found |= dict.fromkeys(sources_of(graph, input_of(node)))
     for node in graph.graph.nodes:
-        if is_layer(graph, node):
-            found |= dict.fromkeys(sources_of(graph, input_of(node)))
-        elif is_product(graph, node):
+        if is_product(graph, node):
             found |= {side: None for side in node.args[:2] if softmax or not is_softmax(graph, side)}
     return [node for node in graph.graph.nodes if node in found and node.op not in ("placeholder", "get_attr")]
 
 
-def last_layer(graph: fx.GraphModule) -> fx.Node:
-    """The last convolution or linear layer, which gives the logits."""
-    return [node for node in graph.graph.nodes if is_layer(graph, node)][-1]
+def first_layers(graph: fx.GraphModule) -> set[fx.Node]:
+    """The layers that read pixels before any other layer does."""
+    (images,) = (node for node in graph.graph.nodes if node.op == "placeholder")
+    return _reached(graph, images, lambda node: node.users)
+
+
+def final_layers(graph: fx.GraphModule) -> set[fx.Node]:
+    """The layers behind which there is no other on the way to the logits."""
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    return _reached(graph, output, lambda node: node.all_input_nodes)
+
+
+def _reached(graph: fx.GraphModule, start: fx.Node, onwards: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """The first layers on every way from a node."""
+    found, seen, waiting = set(), {start}, [start]
+    while waiting:
+        for node in onwards(waiting.pop()):
+            if is_layer(graph, node):
+                found.add(node)
+            elif node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    return found
+
+
+def edge_layers(graph: fx.GraphModule, units: Mapping[fx.Node, str], edges: str) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The layers at the two ends: the first, and the last, which give the logits.
+
+    Where several read the pixels, or give the logits, those in the unit of the first or last of them; where `edges` is
+    `units`, all of stem and head.
+    """
+    layers = [node for node in graph.graph.nodes if is_layer(graph, node)]
+    ends = []
+    for end, at_end in ((layers[0], first_layers(graph)), (layers[-1], final_layers(graph))):
+        there = {node for node in layers if units[node] == units[end]}
+        ends.append(there if edges == "units" and isinstance(units[end], Edge) else (there & at_end) | {end})
+    if edges == "units":
+        whole = [{node for node in there if isinstance(units[node], Edge)} for there in ends]
+        return whole[0], whole[1]
+    return ends[0], ends[1]
 
 
 def quantize_graph(
@@ -79,28 +97,54 @@ def quantize_graph(
     """Insert activation quantizers and replace layers, in place; `units` learns of the new nodes.
 
     to_layer(layer, fixed), to_quantizer(fixed): what a layer becomes, and a new quantizer; `fixed` is the width
-    of the edges at an edge, else None. The edges are the layers of stem and head and the activation that enters the
-    last layer.
+    of the edges at an edge, or that of a rule, else None. The edges are the first and the last layer, or stem and head,
+    and the activation that enters the last layer.
     """
-    enters_last_layer = sources_of(graph, input_of(last_layer(graph)))
-    for node in quantized_outputs(graph, spec.quantize_softmax):
-        at_edge = node in enters_last_layer or units[node] == HEAD
+    layers = quantized_layers(graph, spec)
+    first, last = edge_layers(graph, units, spec.edges)
+    fixed = {node: (spec.rule(str(node.target)) or Rule()).weight for node in layers}
+    fixed |= {node: spec.edge_bits for node in layers if node in first | last and fixed[node] is None}
+    of_quantizer = _fixed_activations(graph, units, spec, layers)
+    for node in quantized_outputs(graph, layers, spec.quantize_softmax):
         name = f"{node.name}_quantizer"
-        graph.add_submodule(name, to_quantizer(spec.edge_bits if at_edge else None))
+        graph.add_submodule(name, to_quantizer(of_quantizer.get(node)))
         with graph.graph.inserting_after(node):
             quantizer = graph.graph.call_module(name, (node,))
+        quantizer.meta = {key: node.meta[key] for key in ("inside", "shape", "per_image", "ref") if key in node.meta}
         node.replace_all_uses_with(quantizer, delete_user_cb=partial(operator.is_not, quantizer))
         units[quantizer] = units[node]
-    for node in graph.graph.nodes:
+    for node in layers:
         layer = module_of(graph, node)
-        if isinstance(layer, LAYERS):
-            if getattr(layer, "padding_mode", "zeros") != "zeros":
-                raise InputError(
-                    f"layer {node.target!r} has padding_mode={layer.padding_mode!r}; only 'zeros' is known."
-                )
-            at_edge = units[node] in (STEM, HEAD)
-            graph.set_submodule(node.target, to_layer(layer, spec.edge_bits if at_edge else None))
+        assert isinstance(layer, LAYERS)
+        node.meta["fixed"] = "rules" if spec.rule(str(node.target)) else _end(node, first, last)
+        graph.set_submodule(str(node.target), to_layer(cast(Layer, layer), fixed[node]))
     graph.recompile()
+
+
+def _end(node: fx.Node, first: set[fx.Node], last: set[fx.Node]) -> str:
+    """At which end of the network a layer is, in words."""
+    return "first layer" if node in first else "last layer" if node in last else ""
+
+
+def _fixed_activations(
+    graph: fx.GraphModule, units: Mapping[fx.Node, str], spec: QuantizationSpec, layers: Iterable[fx.Node]
+) -> dict[fx.Node, int]:
+    """Activations that keep a width: what enters the last layer, and what a rule says; the higher of two."""
+    fixed: dict[fx.Node, int] = {}
+    last = edge_layers(graph, units, "layers")[1]
+    for node in layers:
+        rule = spec.rule(str(node.target)) or Rule()
+        bits = spec.edge_bits if node in last and rule.activation is None else rule.activation
+        for source in sources_of(graph, input_of(node)) if bits else ():
+            fixed[source] = max(bits or 0, fixed.get(source, 0))
+    if spec.edges == "units":
+        head = {node for node, name in units.items() if isinstance(name, Edge) and name == units[max(last, key=_at)]}
+        fixed |= {node: spec.edge_bits for node in head if node not in fixed}
+    return fixed
+
+
+def _at(node: fx.Node) -> int:
+    return list(node.graph.nodes).index(node)
 
 
 def absorb_relus(graph: fx.GraphModule) -> None:
@@ -110,7 +154,7 @@ def absorb_relus(graph: fx.GraphModule) -> None:
     """
     for node in list(graph.graph.nodes):
         quantizer = module_of(graph, node)
-        if isinstance(quantizer, ActivationQuantizer) and (function := relu_of(graph, relu := node.args[0])):
+        if isinstance(quantizer, ActivationQuantizer) and (function := relu_of(graph, relu := input_of(node))):
             (source,) = relu.all_input_nodes
             if len(relu.users) == len(source.users) == 1:
                 quantizer.relu, node.args = function, (source,)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ptmq.common.bits import FULL_PRECISION
 from ptmq.common.errors import InputError
-from ptmq.common.files import load_tensors, save_tensors
+from ptmq.common.files import load_tensors, save_tensors, tensors_sha256
+from ptmq.common.provenance import fingerprint
 from ptmq.network.model import MultiBitModel, Unit
-from ptmq.network.place import HEAD, STEM
 from ptmq.quantization.activation_quantizer import Drop
 from ptmq.quantization.rounding import Relaxation
 from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
@@ -35,7 +35,7 @@ from ptmq.reconstruction.features import (
     reconstruction_error,
     take,
 )
-from ptmq.reconstruction.losses import distance
+from ptmq.reconstruction.losses import channel_axis, distance
 from ptmq.reconstruction.passes import Pass
 from ptmq.reconstruction.settings import Execution
 
@@ -51,28 +51,59 @@ def silent(unit: str, iterations: int, loss: float) -> None:
 
 @dataclass
 class ResumeFile:
-    """The file that a reconstruction writes after every unit and continues from, and the seconds spent so far."""
+    """The file that a reconstruction writes after every unit and continues from, and the seconds spent so far.
 
-    path: Path
+    It knows what it is of, by `identity_of`: another calibration does not continue from it. Without a path nothing is
+    written.
+    """
+
+    path: Path | None
     earlier: float = 0.0  # seconds of the runs before this one
     started: float = field(default_factory=time.perf_counter)
 
-    def load(self, model: MultiBitModel) -> list[dict[str, Any]]:
-        """Bring the model to where the file left it; returns the records of the units that are done."""
-        if not self.path.exists():
+    def load(self, model: MultiBitModel, identity: dict[str, str]) -> list[dict[str, Any]]:
+        """Bring the model to where the file left it; returns the records of the units that are done.
+
+        Raises InputError where the file is of another calibration.
+        """
+        if self.path is None or not self.path.exists():
             return []
         state, info = load_tensors(self.path)
+        known = info.get("identity", {})
+        others = [what for what, value in identity.items() if known.get(what) != value]
+        if others:
+            raise InputError(
+                f"file {str(self.path)!r} is of another calibration, of other {', '.join(others)}. Delete it, or give "
+                "another one."
+            )
         model.load_state_dict(state)
         self.earlier = info["seconds"]
         return info["units"]
 
-    def save(self, model: MultiBitModel, units: list[dict[str, Any]]) -> None:
+    def save(self, model: MultiBitModel, units: list[dict[str, Any]], identity: dict[str, str]) -> None:
         """Write the model's state and the records of the units that are done, atomically."""
-        save_tensors(self.path, model.state_dict(), {"units": units, "seconds": self.seconds()})
+        if self.path is None:
+            return
+        info = {"identity": identity, "units": units, "seconds": self.seconds()}
+        save_tensors(self.path, model.state_dict(), info)
 
     def seconds(self) -> float:
         """Seconds since the start, those before an interruption included."""
         return self.earlier + time.perf_counter() - self.started
+
+
+def identity_of(
+    model: MultiBitModel, images: Tensor, passes: Sequence[Pass], seed: int, execution: Execution
+) -> dict[str, str]:
+    """What a reconstruction depends on, in short hashes: the FP network, the images, the seed, the settings."""
+    weights = {name: value for name, value in model.named_parameters() if name.endswith((".weight", ".bias"))}
+    settings = [[type(hooks).__name__, asdict(hooks.settings), list(map(str, hooks.widths))] for hooks in passes]
+    return {
+        "network": tensors_sha256(weights),
+        "images": tensors_sha256({"images": images}),
+        "seed": str(seed),
+        "settings": fingerprint([settings, execution.autocast]),
+    }
 
 
 @dataclass
@@ -118,6 +149,7 @@ class Learner:
                 self.relaxed.append(layer.quantizer)
                 self.relaxations.append(relaxation)
         for quantizer in unit.quantizers:
+            quantizer.requires_grad_(True)
             quantizer.drop = Drop(self.settings.keep, random.device, execution.compile)
         roundings = [p for relaxation in self.relaxations for p in relaxation.parameters()]
         steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]
@@ -171,6 +203,7 @@ class Learner:
             if weights.relaxation is not None:
                 weights.harden()
         for quantizer in self.unit.quantizers:
+            quantizer.requires_grad_(False)
             quantizer.drop = None
 
     def _batch(self, x: Tensor, index: Tensor) -> Tensor:
@@ -179,13 +212,18 @@ class Learner:
 
     def _loss(self, index: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         """The pass's loss; its plain error for stem and head, whatever the method."""
-        target = self._batch(self.features.target, index)
+        target = self._with_channels(self._batch(self.features.target, index))
+        outputs = [self._with_channels(output) for output in outputs]
         if self.importance is not None:
-            weights = self._batch(self.importance, index)
+            weights = self._with_channels(self._batch(self.importance, index))
             return reduce(torch.add, (distance(output, target, importance=weights) for output in outputs))
-        if self.unit.name in (STEM, HEAD):
+        if self.unit.is_edge:
             return self.hooks.error(target, outputs)
         return self.hooks.loss(target, outputs)
+
+    def _with_channels(self, x: Tensor) -> Tensor:
+        """A feature of the unit with its channels where losses look for them: (n, h, w, c) -> (n, c, h, w)."""
+        return x.movedim(self.unit.channel_axis, channel_axis(x))
 
     def _cosine(self, iteration: int) -> float:
         """Factor on a learning rate, from 1 to 0."""
@@ -242,7 +280,8 @@ def reconstruct(
     """
     images = images.cpu() if execution.features_in_main_memory else images
     images = images.contiguous(memory_format=memory_format(images))
-    done = resume.load(model) if resume else []
+    identity = identity_of(model, images, passes, seed, execution) if resume and resume.path else {}
+    done = resume.load(model, identity) if resume else []
     records: list[dict[str, Any]] = []
     for hooks in passes:
         fp, quantized = images, dict.fromkeys(hooks.widths, images)
@@ -267,7 +306,7 @@ def reconstruct(
                 entry |= {"error_before": before, "error_after": reconstruction_error(part, features)}
                 records.append(entry)
                 if resume:
-                    resume.save(model, records)
+                    resume.save(model, records, identity)
             propagate_all(unit, quantized)
             fp = whole.target
     return records

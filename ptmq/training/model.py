@@ -7,16 +7,16 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
 from ptmq.network.cut import assign_units
+from ptmq.network.graph.prepare import example_for
 from ptmq.network.layers import Layer, QuantizedLayer
 from ptmq.network.model import Switchable, known_width
 from ptmq.network.place import QuantizationSpec, quantize_graph
-from ptmq.network.trace import NORMS, calls, trace
+from ptmq.network.trace import NORMS, trace
 from ptmq.quantization.quantizer import Quantizer
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -41,8 +41,8 @@ class SwitchableNorm(nn.Module):
 class TrainableModel(Switchable):
     """A network with layers and quantizers of a method's choice: (batch, ...) images -> (batch, classes) logits.
 
-    network: a trained FP network that torch.fx can trace; it is not changed · spec: as for
-    `ptmq.network.model.MultiBitModel` · to_layer, to_quantizer: as for `ptmq.network.place.quantize_graph` ·
+    network: a trained FP network; it is not changed · spec, example: as for `ptmq.network.model.MultiBitModel` ·
+    to_layer, to_quantizer: as for `ptmq.network.place.quantize_graph` ·
     norm_per_width: every BatchNorm becomes a SwitchableNorm.
     """
 
@@ -53,12 +53,15 @@ class TrainableModel(Switchable):
         to_layer: Callable[[Layer, int | None], QuantizedLayer],
         to_quantizer: Callable[[int | None], Quantizer],
         norm_per_width: bool = False,
+        example: Tensor | None = None,
     ):
         super().__init__()
-        self.widths = tuple(spec.widths)
+        self.spec, self.widths = spec, tuple(spec.widths)
+        example = example_for(network, example)
+        self.image_shape = tuple(example.shape[1:])
         self.layers: list[QuantizedLayer] = []
         self.quantizers: list[Quantizer] = []
-        graph = trace(copy.deepcopy(network))
+        graph = trace(network, example)
         quantize_graph(
             graph,
             assign_units(graph, spec.blocks),
@@ -67,10 +70,10 @@ class TrainableModel(Switchable):
             lambda fixed: _kept(self.quantizers, to_quantizer(fixed)),
         )
         norms = [(name, module) for name, module in graph.named_modules() if isinstance(module, NORMS)]
-        if not norms or any(calls(graph, node, functions=[F.batch_norm]) for node in graph.graph.nodes):
+        if not norms:
             raise InputError(
-                f"{type(network).__name__} has no BatchNorm to re-estimate, or to keep one of for every width, or has "
-                "some that are no layer of their own. Leave the backbone out for this method (backbones: [...])."
+                f"{type(network).__name__} has no BatchNorm to re-estimate, or to keep one of for every width. Leave "
+                "the backbone out for this method (backbones: [...])."
             )
         self.switched_norms: list[SwitchableNorm] = []
         if norm_per_width:

@@ -100,7 +100,7 @@ def test_files_that_were_only_touched_are_no_change(project):
     ("baselines/nearest.py", {"nearest", "evaluate"}, {"collect", "tables", "accuracy", "verdict", "mlflow"}),
     ("ptmq/methods/ptmq.py", OF_PTMQ, {"collect", "blocks", "frontier", "verdict", "mlflow"}),
     ("ptmq/reconstruction/losses.py", {"nearest", *OF_PTMQ}, {"collect", "blocks", "frontier", "mlflow"}),
-    ("ptmq/models/cifar_resnet.py", {"train", "fp32", "nearest", *OF_PTMQ}, {"collect", "mlflow"}),
+    ("ptmq/models/definitions/cifar_resnet.py", {"train", "fp32", "nearest", *OF_PTMQ}, {"collect", "mlflow"}),
     ("ptmq/suite/frontier.py", {"mixed"}, {"frontier", "verdict", "mlflow"}),
 ])  # fmt: skip
 def test_a_change_of_code_reruns_what_depends_on_it(project, file, own, follow):
@@ -175,4 +175,4 @@ def test_the_bench_has_a_job_for_every_block_that_it_knows(project):
 def test_records_name_the_code_that_the_rules_watch(project):
     """The hash of a training run in the copy is that of the same code here."""
     record = json.loads((project / "results/digits/records/digits_resnet/fp32/default/W32A32/seed0.json").read_text())
-    assert record["code_sha256"] == code_sha256("ptmq.suite.evaluation", "ptmq.models.cifar_resnet")
+    assert record["code_sha256"] == code_sha256("ptmq.suite.evaluation", "ptmq.models.definitions.cifar_resnet")
