@@ -221,7 +221,7 @@ def _build(shape: Mapping[str, Any], given: Network | None, folder: Path | str) 
     if "method" in shape:
         method = create(shape["method"], shape["settings"], widths)
         return method.build(network, shape["blocks"], example, **conversion)
-    protocol = {name: shape[name] for name in ("edge_bits", "quantize_softmax", "edges")}
+    protocol = {name: shape[name] for name in ("edge_bits", "quantize_softmax", "edges", "anchor", "correction")}
     return MultiBitModel(network, QuantizationSpec(shape["blocks"], widths, **protocol, **conversion), example)
 
 

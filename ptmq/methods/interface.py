@@ -25,12 +25,13 @@ from ptmq.data.images import Images
 from ptmq.network.model import MultiBitModel, Switchable
 from ptmq.network.place import QuantizationSpec
 from ptmq.reconstruction.engine import Progress, ResumeFile, silent
-from ptmq.reconstruction.settings import Execution, StepSizeSettings
+from ptmq.reconstruction.matching import match_network
+from ptmq.reconstruction.settings import CorrectionSettings, Execution, StepSizeSettings
 
 EXAMPLE = 3  # images that a network is followed by
 METHODS: dict[str, type["Method"]] = {}
 BROKEN: dict[str, str] = {}  # modules that could not be imported, and why
-OWN = ("ptmq.methods.ptmq",)  # modules of methods that are no baselines
+OWN = ("ptmq.methods.ptmq", "ptmq.methods.nested")  # modules of methods that are no baselines
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class Method:
     def spec(self, blocks: Sequence[str] | None, **conversion: Any) -> QuantizationSpec:
         """How a network with these blocks is quantized; conversion: more fields of that."""
         settings = self.settings
-        return QuantizationSpec(blocks, self.widths, settings.edge_bits, settings.quantize_softmax, **conversion)
+        correction = settings.correction if isinstance(settings, CorrectionSettings) else "none"
+        edges = settings.edge_bits, settings.quantize_softmax
+        return QuantizationSpec(blocks, self.widths, *edges, **{"correction": correction, **conversion})
 
     def build(
         self, network: nn.Module, blocks: Sequence[str] | None, example: Tensor | None = None, **conversion: Any
@@ -116,10 +119,21 @@ class Method:
     ) -> list[dict[str, Any]]:
         """Calibrate `model`, in place, on (count, ...) images; returns a record a unit, see `reconstruct`.
 
-        Here nothing is learned: step sizes are searched, and weights and activations rounded to the nearest code.
+        Here nothing is learned: step sizes are searched, weights and activations rounded to the nearest code, and
+        layers corrected if the settings say so.
         """
-        model.search_step_sizes(images[: self.settings.step_size_images], self.settings.step_size_search)
+        self.search_step_sizes(model, images)
+        self.correct(model, images)
         return []
+
+    def search_step_sizes(self, model: Any, images: Tensor) -> None:
+        """Find all step sizes and round to nearest, as the settings say."""
+        model.search_step_sizes(images[: self.settings.step_size_images], self.settings.step_size_search)
+
+    def correct(self, model: Any, images: Tensor) -> None:
+        """Match what the output of every layer is corrected by at every width, where the settings ask for it."""
+        if isinstance(self.settings, CorrectionSettings) and self.settings.correction != "none":
+            match_network(model, images, self.settings)
 
     def count_iterations(self, model: Any) -> int:
         """How many iterations `calibrate` reports to `progress`."""

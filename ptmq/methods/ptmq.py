@@ -18,7 +18,7 @@ from ptmq.common.errors import InputError, one_of, require
 from ptmq.methods import gd_loss, mixer
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
-from ptmq.network.layers import RoundedLayer
+from ptmq.network.layers import GridLayer
 from ptmq.quantization.fake_quantization import keep_mask
 from ptmq.quantization.rounding import Relaxation, RoundingPerWidth
 from ptmq.reconstruction.passes import AdaptiveRoundingPass
@@ -62,7 +62,7 @@ class PTMQPass(AdaptiveRoundingPass):
         super().__init__(settings, widths)
         self.groups = groups
 
-    def relax(self, layer: RoundedLayer) -> Relaxation:
+    def relax(self, layer: GridLayer) -> Relaxation | None:
         """One V for all widths, or one V a width."""
         if self.settings.shared_rounding:
             return super().relax(layer)

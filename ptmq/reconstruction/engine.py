@@ -25,13 +25,12 @@ from ptmq.common.provenance import fingerprint
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.quantization.activation_quantizer import Drop
 from ptmq.quantization.rounding import Relaxation
-from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
+from ptmq.quantization.weight_quantizer import GridWeightQuantizer
 from ptmq.reconstruction.features import (
     Features,
     memory_format,
     part_features,
     propagate,
-    propagate_all,
     reconstruction_error,
     take,
 )
@@ -141,27 +140,30 @@ class Learner:
         self.execution, self.importance = execution, importance
         self.settings = hooks.settings
         self.done = 0
-        self.relaxed: list[RoundedWeightQuantizer] = []
+        self.relaxed: list[GridWeightQuantizer] = []
         self.relaxations: list[Relaxation] = []  # theirs
         for layer in unit.layers:
             relaxation = layer.quantizer.relaxation = hooks.relax(layer)
             if relaxation is not None:
                 self.relaxed.append(layer.quantizer)
                 self.relaxations.append(relaxation)
+        more = hooks.begin(unit, features)  # nothing drops yet
+        apart = {id(p) for group in more for p in group["params"]}
         for quantizer in unit.quantizers:
             quantizer.requires_grad_(True)
             quantizer.drop = Drop(self.settings.keep, random.device, execution.compile)
-        roundings = [p for relaxation in self.relaxations for p in relaxation.parameters()]
+        roundings = [p for relaxation in self.relaxations for p in relaxation.parameters() if id(p) not in apart]
         steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]
         self.optimizer = torch.optim.Adam(
             [
                 {"params": roundings, "lr": self.settings.lr_rounding},
                 {"params": steps, "lr": self.settings.lr_step_size},
+                *more,
             ]
         )
         schedules = {"constant": lambda iteration: 1.0, "cosine": self._cosine}
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, [schedules[self.settings.lr_rounding_schedule], self._cosine]
+            self.optimizer, [schedules[self.settings.lr_rounding_schedule], *[self._cosine] * (1 + len(more))]
         )
 
     def iterate(self) -> Tensor:
@@ -240,8 +242,11 @@ def learning(learner: Learner) -> Iterator[Learner]:
 
 
 def learn(learner: Learner, progress: Progress) -> list[float]:
-    """Run all iterations of a learner; returns the loss at CURVE_POINTS of them."""
+    """Run all iterations of a learner; returns the loss at CURVE_POINTS of them; none without parameters."""
     iterations, name, curve = learner.settings.iterations, learner.unit.name, []
+    if not any(group["params"] for group in learner.optimizer.param_groups):
+        progress(name, iterations, math.nan)
+        return []
     every = math.ceil(iterations / CURVE_POINTS)
     for iteration in range(1, iterations + 1):
         loss = learner.iterate()
@@ -303,10 +308,11 @@ def reconstruct(
                 with learning(Learner(part, hooks, features, random, execution, importance)) as learner:
                     entry |= {"h_before": learner.rounding_histogram(), "loss": learn(learner, progress)}
                     entry["h_after"] = learner.rounding_histogram()
+                hooks.end(part, features)
                 entry |= {"error_before": before, "error_after": reconstruction_error(part, features)}
                 records.append(entry)
                 if resume:
                     resume.save(model, records, identity)
-            propagate_all(unit, quantized)
+            hooks.hand_on(unit, quantized, Random(seed, -1 - position, unit.device).host)
             fp = whole.target
     return records

@@ -141,7 +141,9 @@ def head():
     (nn.Sequential(nn.Linear(4, 2)), ["0"], [1]),
 ])  # fmt: skip
 def test_units_follow_the_modules(network, names, layers):
-    inputs = 4 if isinstance(network[0] if isinstance(network, nn.Sequential) else None, nn.ZeroPad2d | nn.Linear) else 3
+    inputs = (
+        4 if isinstance(network[0] if isinstance(network, nn.Sequential) else None, nn.ZeroPad2d | nn.Linear) else 3
+    )
     shape = (2, inputs) if isinstance(network, nn.Sequential) and len(network) == 1 else (2, inputs, 8, 8)
     units = units_of(network, torch.zeros(shape))
     assert list(units) == names
@@ -153,7 +155,13 @@ class Own(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first, self.stem, self.head, self.pool, self.fc = layer(3), Residual(), Residual(), nn.MaxPool2d(2), nn.Linear(4, 2)
+        self.first, self.stem, self.head, self.pool, self.fc = (
+            layer(3),
+            Residual(),
+            Residual(),
+            nn.MaxPool2d(2),
+            nn.Linear(4, 2),
+        )
 
     def forward(self, x):
         return self.fc(self.pool(self.head(self.stem(self.first(x)))).mean((2, 3)))

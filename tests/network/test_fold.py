@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from ptmq.network.fold import fold_norms
 from torch import nn
 
 from ptmq.common.errors import InputError
-from ptmq.network.fold import fold_norms
 from ptmq.network.trace import NORMS, trace
 from tests.toys import random_network, toy_network, vectors, with_random_norms
 

@@ -229,7 +229,9 @@ class Attention(AsTokens):
         mask = torch.ones(16, 16).triu(1).bool()
         x = x + self.own(x, x, x, attn_mask=mask, need_weights=False)[0]
         y, z = x.transpose(0, 1), (x * 2).transpose(0, 1)
-        y, weights = self.cross(y, z, z + y, average_attn_weights=False, key_padding_mask=torch.zeros(len(x), 16).bool())
+        y, weights = self.cross(
+            y, z, z + y, average_attn_weights=False, key_padding_mask=torch.zeros(len(x), 16).bool()
+        )
         x = self.apart(x, x[..., :4], y.transpose(0, 1))[0] + weights.mean((1, 2, 3))[:, None, None]
         q = k = v = self.a(x).unflatten(2, (2, 4)).transpose(1, 2)
         x = x + F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
