@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy.optimize import LinearConstraint, milp
 from torch import Tensor
 
-from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
+from ptmq.common.bits import FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
 from ptmq.network.layers import QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
@@ -138,11 +138,11 @@ def bit_operations(model: MultiBitModel, image: Tensor) -> int:
     """Bit operations: the sum over the layers of multiplications x weight bits x bits of the input.
 
     image: (1, ...), of which only the size matters. A layer's input has the bits of the quantizer that gave it or,
-    where it was pooled or reshaped since, of the one that ran last; floating point where none ran.
+    where it was pooled, padded or reshaped since, of the one that ran last; those of pixels where none ran.
     """
     # outputs are kept, so that no other takes their place in memory
     given: dict[int, tuple[int, Tensor]] = {image.data_ptr(): (IMAGE_BITS, image)}
-    last, found = FP, 0
+    last, found = IMAGE_BITS, 0
 
     def remember(quantizer: Quantizer, args: tuple[Tensor, ...], out: Tensor) -> None:
         nonlocal last
