@@ -79,10 +79,10 @@ class QuantizedLayer(nn.Module, Generic[Own]):
         return self.computation(x, self.quantizer(self.weight), self.bias)
 
     def multiplications(self, x: Tensor, out: Tensor) -> int:
-        """How many it takes to make `out` of x, both (batch, ...), for one image."""
+        """How many it takes to make `out` of x, both (batch, ...), for the whole batch."""
         if "Transpose" in self.kind:  # every input value meets the weights of all output channels of its group
-            return x[0].numel() * self.weight.numel() // x.shape[1]
-        return out[0].numel() * self.weight[0].numel()
+            return x.numel() * self.weight.numel() // x.shape[1]
+        return out.numel() * self.weight[0].numel()
 
     @property
     def bits(self) -> int:

@@ -10,7 +10,7 @@ from torch import fx, nn
 from ptmq.common.bits import FP
 from ptmq.network.layers import LAYERS, Layer
 from ptmq.network.spec import QuantizationSpec, Rule
-from ptmq.network.trace import input_of, is_layer, is_product, is_softmax, module_of, relu_of, sources_of
+from ptmq.network.trace import input_of, is_layer, is_softmax, module_of, operands, relu_of, sources_of
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 
 
@@ -40,8 +40,7 @@ def quantized_outputs(graph: fx.GraphModule, layers: Iterable[fx.Node], softmax:
     for node in layers:
         found |= dict.fromkeys(sources_of(graph, input_of(node)))
     for node in graph.graph.nodes:
-        if is_product(graph, node):
-            found |= {side: None for side in node.args[:2] if softmax or not is_softmax(graph, side)}
+        found |= {side: None for side in operands(graph, node) if softmax or not is_softmax(graph, side)}
     return [node for node in graph.graph.nodes if node in found and node.op not in ("placeholder", "get_attr")]
 
 
