@@ -8,6 +8,7 @@ from typing import cast
 from torch import fx, nn
 
 from ptmq.common.bits import FP
+from ptmq.common.errors import InputError
 from ptmq.network.layers import LAYERS, Layer
 from ptmq.network.spec import QuantizationSpec, Rule
 from ptmq.network.trace import input_of, is_layer, is_softmax, module_of, operands, relu_of, sources_of
@@ -100,6 +101,8 @@ def quantize_graph(
     and the activation that enters the last layer.
     """
     layers = quantized_layers(graph, spec)
+    if not layers:
+        raise InputError("keep_fp and rules leave every layer in floating point: there is nothing to quantize.")
     first, last = edge_layers(graph, units, spec.edges)
     fixed = {node: (spec.rule(str(node.target)) or Rule()).weight for node in layers}
     fixed |= {node: spec.edge_bits for node in layers if node in first | last and fixed[node] is None}
