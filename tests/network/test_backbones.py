@@ -13,7 +13,6 @@ from ptmq.suite.bench import SHAPES
 from ptmq.suite.mixed_precision import bit_operations
 from tests.toys import W4, random_network, with_random_norms
 
-
 LARGE = [name for name in sorted(BACKBONES) if "_base_" in name]  # tests/e2e
 
 

@@ -194,40 +194,6 @@ def test_a_softmax_is_known_behind_a_dropout(quantize_softmax):
     assert len(list(model.quantizers)) == 4 + quantize_softmax  # q, k, v, what enters the last layer
 
 
-class ChannelsLast(nn.Module):
-    """Features lie as (n, h, w, c) in the first block, as (n, c, h, w) in the second, as tokens in the third."""
-
-    class Mlp(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm, self.one, self.two = nn.LayerNorm(4), nn.Linear(4, 6), nn.Linear(6, 4)
-
-        def forward(self, x):
-            return x + self.two(F.gelu(self.one(self.norm(x))))
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.first, self.second, self.third = nn.Conv2d(3, 4, 2, 2), self.Mlp(), Deep.Block(), self.Mlp()
-        self.fc = nn.Linear(4, 2)
-
-    def forward(self, x):
-        x = self.first(self.embed(x).permute(0, 2, 3, 1))
-        x = self.second(x.permute(0, 3, 1, 2))
-        return self.fc(self.third(x.flatten(2).transpose(1, 2)).mean(1))
-
-
-def test_units_know_where_their_channels_are():
-    model = MultiBitModel(random_network(ChannelsLast), QuantizationSpec(None, [W4]), torch.randn(2, 3, 8, 6))
-    assert {unit.name: unit.channel_axis for unit in model.units} == {
-        "stem": 3, "first": 1, "second": 2, "third": 2, "head": 1,
-    }  # fmt: skip
-    named = ["first", "second", "third"]
-    by_name = MultiBitModel(random_network(ChannelsLast), QuantizationSpec(named, [W4]), torch.randn(2, 3, 8, 6))
-    assert [unit.channel_axis for unit in by_name.units] == [unit.channel_axis for unit in model.units]
-    parts = [part.channel_axis for unit in model.units for part in unit.by_layer()]
-    assert parts == [1, 3, 3, 1, 1, 2, 2, 1]
-
-
 def test_nothing_of_a_model_asks_for_gradients_until_it_learns():
     model = MultiBitModel(random_network(Deep), QuantizationSpec(None, GROUPS.widths), torch.randn(2, 3, 4, 4))
     assert not any(parameter.requires_grad for parameter in model.parameters())
