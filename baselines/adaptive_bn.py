@@ -5,8 +5,9 @@ BatchNorm pay, and PTMQ does not. Beside it the same network as it is, `no_recal
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ptmq.methods.interface import Method, register
 from ptmq.network.layers import Layer, QuantizedLayer, frozen
@@ -21,12 +22,14 @@ class AdaptiveBN(Method):
     name = "adaptive_bn"
     style = ("AdaptiveBN", "#7570B3", "<", (0, (2, 2)))
 
-    def build(self, network: nn.Module, blocks: Sequence[str]) -> AdaptiveBNModel:
+    def build(
+        self, network: nn.Module, blocks: Sequence[str] | None, example: Tensor | None = None, **conversion: Any
+    ) -> AdaptiveBNModel:
         """The network with its BatchNorms, which are not folded here."""
-        spec = self.spec(blocks)
+        spec = self.spec(blocks, **conversion)
 
         def to_layer(layer: Layer, fixed: int | None) -> QuantizedLayer:
             quantizer = RoundedWeightQuantizer(layer.weight.shape, spec.weight_bits, fixed)
             return QuantizedLayer(frozen(layer), quantizer)
 
-        return AdaptiveBNModel(network, spec, to_layer)
+        return AdaptiveBNModel(network, spec, to_layer, example)

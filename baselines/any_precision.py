@@ -122,13 +122,14 @@ class AnyPrecisionModel(TrainableModel):
 
     modes = ("", "truncated")
 
-    def __init__(self, network: nn.Module, spec: QuantizationSpec):
+    def __init__(self, network: nn.Module, spec: QuantizationSpec, example: Tensor | None = None):
         super().__init__(
             network,
             spec,
             lambda layer, fixed: QuantizedLayer(layer, DoReFaWeightQuantizer(spec.weight_bits, fixed is not None)),
             lambda fixed: AnyPrecisionActivation(fixed is not None),
             norm_per_width=True,
+            example=example,
         )
         for node in self.graph.graph.nodes:
             quantizer = module_of(self.graph, node)
@@ -160,13 +161,15 @@ class AnyPrecision(TrainedMethod):
                 f"any_precision trains integer widths. Got {', '.join(map(str, self.widths))}. Leave out those with 32."
             )
 
-    def build(self, network: nn.Module, blocks: Sequence[str]) -> AnyPrecisionModel:
+    def build(
+        self, network: nn.Module, blocks: Sequence[str] | None, example: Tensor | None = None, **conversion: Any
+    ) -> AnyPrecisionModel:
         """The network with DoReFa's layers."""
-        return AnyPrecisionModel(network, QuantizationSpec(blocks, self.widths))
+        return AnyPrecisionModel(network, QuantizationSpec(blocks, self.widths, **conversion), example)
 
     def fit(self, task: Task) -> tuple[Switchable, dict[str, Any]]:
         """Train it."""
-        model = self.build(task.network, task.blocks)
+        model = self.built(task)
         return model, self.train(model, task)
 
     def losses(self, model: Any, x: Tensor, y: Tensor, generator: torch.Generator) -> Iterable[Tensor]:

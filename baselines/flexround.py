@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ptmq.common.errors import one_of, require
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
-from ptmq.network.layers import RoundedLayer
+from ptmq.network.layers import GridLayer
 from ptmq.quantization.fake_quantization import largest_code
 from ptmq.quantization.rounding import Relaxation
 from ptmq.reconstruction.passes import Pass, Passes
@@ -81,7 +81,7 @@ class ElementwiseDivision(Relaxation):
 class FlexRoundPass(Pass):
     """Learns divisors of the weights beside the activation step sizes."""
 
-    def relax(self, layer: RoundedLayer) -> Relaxation:
+    def relax(self, layer: GridLayer) -> Relaxation:
         """Every divisor starts from 1, the step size from the search: rounding to nearest."""
         return ElementwiseDivision(layer.weight, layer.quantizer.step_sizes(), layer.quantizer.zero_points())
 

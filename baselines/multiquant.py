@@ -56,14 +56,16 @@ class MultiQuant(TrainedMethod):
         if len(self.widths) < 2:
             raise InputError(f"multiquant trains two widths or more. Got {self.widths[0]}.")
 
-    def build(self, network: nn.Module, blocks: Sequence[str]) -> AdaptiveBNModel:
+    def build(
+        self, network: nn.Module, blocks: Sequence[str] | None, example: Tensor | None = None, **conversion: Any
+    ) -> AdaptiveBNModel:
         """The network with a learned step size of every tensor for every width."""
-        spec = self.spec(blocks)
+        spec = self.spec(blocks, **conversion)
 
         def to_layer(layer: Layer, fixed: int | None) -> QuantizedLayer:
             return QuantizedLayer(layer, ActivationQuantizer(spec.weight_bits, fixed))  # per tensor, learned (LSQ)
 
-        return AdaptiveBNModel(network, spec, to_layer)
+        return AdaptiveBNModel(network, spec, to_layer, example)
 
     def fit(self, task: Task) -> tuple[Switchable, dict[str, Any]]:
         """Search step sizes, then train them and everything else."""

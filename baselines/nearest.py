@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from ptmq.common.errors import require
 from ptmq.methods.interface import Method, register
-from ptmq.reconstruction.settings import StepSizeSettings
+from ptmq.reconstruction.settings import CorrectionSettings
 
 
 @dataclass(frozen=True)
-class MinMaxSettings(StepSizeSettings):
+class MinMaxSettings(CorrectionSettings):
     """Step sizes of the whole range: there is nothing to search."""
 
     step_size_search: str = "minmax"
@@ -32,4 +32,5 @@ class NearestMSE(Method):
     """Round to nearest on the grid of least error, by the search that the learned methods start from."""
 
     name = "nearest_mse"
+    Settings = CorrectionSettings
     style = ("nearest, MSE step sizes", "#56B4E9", "^", "--")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ptmq.common.errors import InputError, one_of, require
+from ptmq.common.errors import InputError, require
 
 if TYPE_CHECKING:
     from ptmq.suite.profile import Run
@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(
         prog="python -m ptmq",
         description="Post-training multi-bit quantization of vision networks: PTMQ and its baselines.",
-        epilog="A first try: python -m ptmq train --backbone digits_resnet --out /tmp/fp.safetensors, then "
+        epilog="A network by its name, on a folder with train/<class>/*.jpg: python -m ptmq quantize "
+        "--backbone timm/mobilenetv3_small_100 --images folder --out model. "
+        "A first try without a download: python -m ptmq train --backbone digits_resnet --out /tmp/fp.safetensors, then "
         "python -m ptmq quantize --profile workflow/config/digits.yaml --backbone digits_resnet --method ptmq "
         "--weights /tmp/fp.safetensors --out /tmp/model, then "
         "python -m ptmq evaluate --model /tmp/model --out /tmp/record.json.",
@@ -52,8 +54,11 @@ def parser() -> argparse.ArgumentParser:
         "backbone", "weights-dir", "offline", "out")  # fmt: skip
     add(command("train", train, "train a floating-point network that has no public checkpoint"),
         "backbone", "data-dir", "seed", "set", "device", "threads", "out")  # fmt: skip
-    sub = command("quantize", quantize, "calibrate a network with one method")
+    sub = command("quantize", quantize, "calibrate a network with one method: a run of a profile, or without one")
     add(sub, "profile", "backbone", "method", "variant", "width", "seed", "set", "spec", "weights", "data-dir", "out")
+    add(sub, "images", "widths", "calibration-images", "keep-fp", "rule", "not-strict", "weights-dir", "offline")
+    add(sub, "device", "threads")
+    sub.set_defaults(device=None, threads=None)  # else the profile's
     for name, text in EXECUTION.items():
         sub.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
     sub = command("evaluate", evaluate, "top-1 of a calibrated model at all its widths, or of an FP network")
@@ -71,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
 OPTIONS: dict[str, dict[str, Any]] = {
     "dataset": {"required": True, "help": "name of the dataset"},
     "backbone": {"help": "name of the backbone"},
-    "images": {"help": "with --weights: the dataset to evaluate on, where it is not the backbone's own"},
+    "images": {
+        "help": "a dataset, or a folder with train/<class>/*.jpg and val/<class>/*.jpg; else the backbone's own"
+    },
     "method": {"help": "name of the method (see: python -m ptmq methods)"},
     "variant": {"default": "default", "help": "variant of the method, as the profile names it"},
     "width": {"help": "the width of a single-width method, such as W4A4"},
@@ -80,6 +87,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "profile": {"type": Path, "help": "profile file, such as workflow/config/digits.yaml"},
     "spec": {"help": "a whole run as JSON, instead of --profile, --backbone, ...; what the workflow passes"},
     "json": {"help": "a whole profile as JSON, instead of --profile; what the workflow passes"},
+    "widths": {"help": "without --profile: what the model shall serve, such as W3A3..W8A8 or W4A4"},
+    "calibration-images": {"type": int, "help": "how many training images calibrate; else 1,024, or all"},
+    "keep-fp": {
+        "action": "append",
+        "default": [],
+        "metavar": "LAYER",
+        "help": "a layer that may stay in floating point, with wildcards; repeatable",
+    },
+    "rule": {
+        "action": "append",
+        "default": [],
+        "metavar": "LAYER=WIDTH",
+        "help": "a width that a layer keeps, such as head=W8A8, with wildcards; repeatable",
+    },
+    "not-strict": {"action": "store_true", "help": "let any layer stay in floating point that cannot be quantized"},
     "weights": {"type": Path, "help": "FP weights (safetensors), from the commands weights or train"},
     "model": {"type": Path, "help": "folder of a calibrated model"},
     "average-bits": {
@@ -114,17 +136,17 @@ EXECUTION = {
 
 
 # ---------------------------------------------------------------- what the commands share
-def overrides(pairs: list[str]) -> dict[str, Any]:
+def overrides(pairs: list[str], option: str = "--set") -> dict[str, Any]:
     """['iterations=100', 'mfm=none'] -> {'iterations': 100, 'mfm': 'none'}; values are read as YAML."""
     values = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise InputError(f"--set needs KEY=VALUE. Got {pair!r}.")
+            raise InputError(f"{option} needs {OPTIONS[option[2:]]['metavar']}. Got {pair!r}.")
         try:
             values[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise InputError(f"--set {key}: {value!r} is not a value in YAML.") from None
+            raise InputError(f"{option} {key}: {value!r} is not a value in YAML.") from None
     return values
 
 
@@ -165,38 +187,72 @@ def train(args: argparse.Namespace) -> None:
 
 
 def run_of(args: argparse.Namespace) -> "Run":
-    """The run that `quantize` is asked for: --spec, or --profile and a choice from it."""
-    from ptmq.suite.profile import Run, read_profile, runs_of
+    """The run that `quantize` is asked for: --spec, a choice from --profile, or the network and images given."""
+    from ptmq.data.datasets import dataset_named
+    from ptmq.suite.calibration import run_by_names
+    from ptmq.suite.profile import Run
 
+    if args.widths and (args.spec or args.profile):
+        raise InputError("--widths is for a run without a profile. Choose one of a profile's runs by --width.")
+    dataset = dataset_named(args.images) if args.images else None
     if args.spec:
         run = Run.from_json(args.spec)
+    elif args.profile:
+        run = chosen_run(args)
     else:
-        required(args, "profile", "backbone", "method")
-        profile = read_profile(args.profile)
-        profile["seeds"] = [args.seed]
-        for body in profile["backbones"].values():
-            body.pop("seeds", None)
-        known = runs_of(profile, args.backbone, args.method)
-        runs = [run for run in known if run.variant == args.variant and args.width in (None, run.label)]
-        if len(runs) != 1:
-            choices = ", ".join(f"--variant {run.variant} --width {run.label}" for run in known) or "none"
-            raise InputError(
-                f"{len(runs)} runs of {args.method} on {args.backbone} in profile {str(args.profile)!r} match "
-                f"--variant {args.variant}{f' --width {args.width}' if args.width else ''}. "
-                f"Choose one of: {choices}."
-            )
-        run = runs[0]
-    execution = {name: True for name in EXECUTION if getattr(args, name)}
-    return replace(run, settings={**run.settings, **overrides(args.set)}, execution={**run.execution, **execution})
+        required(args, "backbone")
+        run = run_by_names(args.backbone, args.method or "ptmq", dataset, args.widths, args.seed, args.data_dir)
+    given = {
+        "dataset": dataset,
+        "calibration_images": args.calibration_images,
+        "device": args.device,
+        "threads": args.threads,
+    }
+    conversion = {
+        "keep_fp": args.keep_fp,
+        "rules": overrides(args.rule, "--rule"),
+        "strict": False if args.not_strict else None,
+    }
+    return replace(
+        run,
+        settings={**run.settings, **overrides(args.set)},
+        execution={**run.execution, **{name: True for name in EXECUTION if getattr(args, name)}},
+        conversion={**run.conversion, **{k: v for k, v in conversion.items() if v not in (None, [], {})}},
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def chosen_run(args: argparse.Namespace) -> "Run":
+    """The one run of the profile that the options choose."""
+    from ptmq.suite.profile import read_profile, runs_of
+
+    required(args, "backbone", "method")
+    profile = read_profile(args.profile)
+    profile["seeds"] = [args.seed]
+    for body in profile["backbones"].values():
+        body.pop("seeds", None)
+    known = runs_of(profile, args.backbone, args.method)
+    runs = [run for run in known if run.variant == args.variant and args.width in (None, run.label)]
+    if len(runs) != 1:
+        choices = ", ".join(f"--variant {run.variant} --width {run.label}" for run in known) or "none"
+        raise InputError(
+            f"{len(runs)} runs of {args.method} on {args.backbone} in profile {str(args.profile)!r} match "
+            f"--variant {args.variant}{f' --width {args.width}' if args.width else ''}. "
+            f"Choose one of: {choices}."
+        )
+    return runs[0]
 
 
 def quantize(args: argparse.Namespace) -> None:
     """Calibrate; write the model with everything its run record will need."""
     from ptmq.common.device import open_device
+    from ptmq.models.checkpoints import convert
     from ptmq.suite.calibration import calibrate
 
-    required(args, "weights")
     run = run_of(args)
+    if args.weights is None:  # kept beside the model: evaluate wants them for the FP network
+        args.weights = args.out / "fp.safetensors"
+        convert(run.backbone, args.weights_dir, args.offline, args.weights)
     calibrate(run, args.weights, args.data_dir, args.out, open_device(run.device, run.threads))
 
 
@@ -246,7 +302,7 @@ def mixed(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Check a profile and the settings of all its runs; all mistakes are told at once."""
-    from ptmq.data.datasets import DATASETS
+    from ptmq.data.datasets import get_dataset
     from ptmq.models.backbone import get_backbone
     from ptmq.suite.calibration import execution_of, method_of
     from ptmq.suite.profile import all_runs, read_profile, validate
@@ -255,12 +311,12 @@ def check(args: argparse.Namespace) -> None:
     if args.json is None:
         required(args, "profile")
     profile = read_profile(args.profile) if args.json is None else validate(yaml.safe_load(args.json))
-    one_of("dataset", profile["dataset"], DATASETS)
+    classes = get_dataset(profile["dataset"]).classes
     mistakes: dict[str, None] = {}  # in order, each once
     for run in all_runs(profile):
         try:
-            backbone = get_backbone(run.backbone)
-            if backbone.dataset != DATASETS[run.dataset].classes:
+            backbone = get_backbone(run.backbone).complete()
+            if classes not in (None, backbone.dataset):
                 raise InputError(
                     f"backbone {run.backbone!r} is for dataset {backbone.dataset!r}. Got dataset {run.dataset!r}."
                 )

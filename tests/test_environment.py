@@ -1,12 +1,12 @@
-"""One set of versions everywhere, and light imports."""
+"""One set of versions everywhere."""
 
 import re
-import subprocess
-import sys
 import tomllib
+from importlib.metadata import version
 
 import yaml
-from conftest import ROOT
+
+from tests.toys import ROOT
 
 
 def pins_of_pyproject() -> dict[str, str]:
@@ -27,23 +27,4 @@ def test_conda_and_pip_agree():
 
 
 def test_the_installed_versions_are_the_pinned_ones():
-    from importlib.metadata import version
-
     assert {name: version(name) for name in pins_of_pyproject()} == pins_of_pyproject()
-
-
-def imported_by(statement: str) -> set[str]:
-    code = f"import sys; {statement}; print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
-
-
-def test_the_library_needs_neither_snakemake_nor_mlflow():
-    loaded = imported_by(
-        "import ptmq.cli, ptmq.suite.calibration, ptmq.suite.evaluation, ptmq.training.trainer, ptmq.suite.bench"
-    )
-    assert not loaded & {"snakemake", "mlflow", "pandas", "matplotlib"}
-
-
-def test_the_workflow_reads_profiles_without_torch():
-    assert not imported_by("import ptmq.suite.profile, ptmq.models.backbones") & {"torch", "timm", "torchvision"}

@@ -130,4 +130,3 @@ def on_the_grid(layer: nn.Module, bits: int) -> bool:
     quantizer = layer.quantizer
     codes = layer.weight_at(bits) / quantizer.step_sizes()[bits] + quantizer.zero_points()[bits]
     return bool((codes - codes.round()).abs().max() < 1e-3 and codes.min() > -0.5 and codes.max() < 2**bits - 0.5)
-

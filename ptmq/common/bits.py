@@ -1,7 +1,7 @@
 """Bit-widths and bit groups: what a network can switch between."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -43,6 +43,31 @@ class BitWidth:
 FULL_PRECISION = BitWidth(FP, FP)
 
 
+def read_widths(widths: "str | BitWidth | Iterable[str | BitWidth]") -> tuple[BitWidth, ...]:
+    """One width, a list of them, or a range, 'W3A3..W8A8': lowest first, each once.
+
+    A range goes up by one bit in weights and activations, or in those alone whose ends differ. Raises InputError for
+    anything else.
+    """
+    if isinstance(widths, str) and ".." in widths:
+        first, last = (BitWidth.parse(end.strip()) for end in widths.split("..", 1))
+        up = last.weight - first.weight, last.activation - first.activation
+        count = max(up)
+        if FP in (first.weight, last.weight) or min(up) < 0 or any(way not in (0, count) for way in up):
+            raise InputError(
+                f"widths {widths!r} must go up alike in weights and activations, as 'W3A3..W8A8', or in one of them, "
+                "as 'W4A8..W8A8'. Else list them."
+            )
+        steps = [tuple(way and step for way in up) for step in range(count + 1)]
+        return tuple(BitWidth(first.weight + w, first.activation + a) for w, a in steps)
+    if isinstance(widths, str | BitWidth):
+        return (BitWidth.parse(widths),)
+    found = tuple(sorted({BitWidth.parse(width) for width in widths}))
+    if not found:
+        raise InputError("widths must name at least one, such as 'W4A4' or 'W3A3..W8A8'.")
+    return found
+
+
 def require_width(bits: int, known: Sequence[int], what: str) -> None:
     """Raise ValueError unless a quantizer of the widths `known` can take `bits`; it always can take floating point."""
     if bits != FP and bits not in known:
@@ -68,6 +93,13 @@ class BitGroups:
                     "bit groups must not overlap: every width of one lies below every width of the next. "
                     f"Got {max(below)} in a group below {min(above)}."
                 )
+
+    @classmethod
+    def split(cls, widths: Sequence[BitWidth]) -> "BitGroups":
+        """Three groups of consecutive widths, as equal as can be, the larger ones higher; of two widths two groups."""
+        ordered, groups = sorted(widths), min(3, len(widths))
+        ends = [len(ordered) * (number + 1) // groups for number in range(groups)]
+        return cls(*(ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)))
 
     def __len__(self) -> int:
         return len(self.groups)

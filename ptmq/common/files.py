@@ -65,6 +65,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and values, whatever file or device they are on."""
+    digest = hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], info: Any) -> None:
     """Write tensors and a JSON-able `info` to one safetensors file, atomically."""
     with atomic(path) as part:

@@ -7,12 +7,16 @@ from tqdm import tqdm
 
 
 class Bar:
-    """Progress over all iterations of a reconstruction, or all epochs of a training."""
+    """Progress over all iterations of a reconstruction, or all epochs of a training; without a title none is shown."""
 
     def __init__(self, title: str, total: int, unit: str = "iteration"):
         interactive = sys.stderr.isatty()
         self.bar = tqdm(
-            total=total, desc=title, unit=f" {unit}", disable=total == 0, mininterval=0.2 if interactive else 15.0
+            total=total,
+            desc=title,
+            unit=f" {unit}",
+            disable=total == 0 or not title,
+            mininterval=0.2 if interactive else 15.0,
         )
 
     def __enter__(self) -> "Bar":

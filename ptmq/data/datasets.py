@@ -1,19 +1,22 @@
-"""Datasets by name: each in three fixed splits, from the package, from a folder or downloaded.
+"""Datasets by name: each in three fixed splits, from the package, from a folder, downloaded or of another package.
 
-A backbone belongs to one dataset; a dataset with the same classes, such as a subset, serves it, too.
+`folder:PATH` is any folder of images in the standard layout (ptmq/data/folder.py). A backbone belongs to one dataset;
+one with the same classes, such as a subset, serves it, too.
 
 `train` is for training and calibration, `heldout` (training images too, apart) for choosing settings, `test`
 only for the numbers that are reported.
 """
 
 import os
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from ptmq.common.errors import one_of
 from ptmq.data import cifar10, digits
+from ptmq.data.folder import PREFIX, folder
 from ptmq.data.imagenet import imagenet
 from ptmq.data.images import DatasetSource, Images
-from ptmq.models.backbone import Backbone, get_backbone
+from ptmq.models.backbone import Backbone, get_backbone, loaded
 
 SPLITS = ("train", "heldout", "test")
 DATASETS: dict[str, DatasetSource] = {
@@ -22,6 +25,24 @@ DATASETS: dict[str, DatasetSource] = {
     "imagenet": imagenet("imagenet", resize=True, heldout=10_000),
     "imagenet_subset": imagenet("imagenet_subset", resize=False, heldout=0),  # published at about the crop's size
 }
+GROUP = "ptmq.datasets"  # of entry points: a dataset's name = "module:name" of a `DatasetSource`
+
+
+def get_dataset(name: str) -> DatasetSource:
+    """The dataset `name`: of the suite, a folder, of another package. Raises InputError for an unknown name."""
+    if name.startswith(PREFIX):
+        return folder(Path(name.removeprefix(PREFIX)).expanduser())
+    point = next((point for point in entry_points(group=GROUP) if point.name == name), None)
+    if name not in DATASETS and point:
+        return loaded(point, DatasetSource)
+    return DATASETS[one_of("dataset", name, [*DATASETS, f"{PREFIX}PATH"])]
+
+
+def dataset_named(text: str) -> str:
+    """The name of a dataset that is given by its name, or by a folder of images: folder:PATH, whole."""
+    if text.startswith(PREFIX) or (Path(text).is_dir() and text not in DATASETS):
+        return f"{PREFIX}{Path(text.removeprefix(PREFIX)).expanduser().resolve()}"
+    return text
 
 
 def data_folder(configured: str | None) -> Path:
@@ -34,12 +55,12 @@ def fetch(name: str, root: Path, offline: bool = False) -> dict[str, str]:
 
     Raises InputError when it is absent and offline, or when a file is not the official one.
     """
-    return DATASETS[one_of("dataset", name, DATASETS)].fetch(root, offline)
+    return get_dataset(name).fetch(root, offline)
 
 
 def load(name: str, split: str, root: Path, backbone: Backbone) -> Images:
     """One split of a dataset, as the backbone wants it. `fetch` it first."""
-    source = DATASETS[one_of("dataset", name, DATASETS)]
+    source = get_dataset(name)
     images = source.open(root, one_of("split", split, SPLITS), backbone)
     images.augmentation = source.augmentation
     return images
@@ -49,7 +70,7 @@ def open_images(
     backbone: str, split: str, data_dir: str | None, dataset: str | None = None
 ) -> tuple[Images, dict[str, str]]:
     """One split of a dataset (without a name the backbone's own), as the backbone wants it, and hashes of its files."""
-    entry = get_backbone(backbone)
+    entry = get_backbone(backbone).complete()
     root = data_folder(data_dir)
     name = dataset or entry.dataset
     hashes = fetch(name, root, offline=True)

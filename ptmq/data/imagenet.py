@@ -19,7 +19,7 @@ from ptmq.data.images import DatasetSource, Images
 from ptmq.models.backbone import Backbone
 
 FOLDERS = {"train": "train", "heldout": "train", "test": "val"}
-SUFFIXES = (".jpeg", ".jpg", ".png")
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class ImageFiles(Images):
@@ -46,19 +46,18 @@ class ImageFiles(Images):
         from torchvision.transforms.v2 import functional as transforms  # seconds, for who reads image files alone
         from torchvision.transforms.v2.functional import InterpolationMode
 
-        size, resize, interpolation = (
-            self.preprocessing.size,
-            self.preprocessing.resize,
-            self.preprocessing.interpolation,
-        )
+        wanted, interpolation = self.preprocessing, InterpolationMode(self.preprocessing.interpolation)
         try:
             with Image.open(self.paths[index]) as file:
                 image = file.convert("RGB")
         except (OSError, UnidentifiedImageError) as error:
             raise InputError(f"image {str(self.paths[index])!r} cannot be read: {error}. Get it again.") from None
         if self.resize:
-            image = transforms.resize(image, [resize], InterpolationMode(interpolation), antialias=True)
-        return transforms.pil_to_tensor(transforms.center_crop(image, [size, size]))
+            sides = [wanted.resize] * (2 if wanted.squash else 1)
+            image = transforms.resize(image, sides, interpolation, antialias=True)
+        elif min(image.size) < wanted.size:  # published smaller than this network wants them
+            image = transforms.resize(image, [wanted.size], interpolation, antialias=True)
+        return transforms.pil_to_tensor(transforms.center_crop(image, [wanted.size, wanted.size]))
 
 
 def files_of(root: Path, split: str, heldout: int) -> list[tuple[Path, int]]:

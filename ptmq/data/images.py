@@ -22,6 +22,7 @@ class Images(Dataset):
         self.labels = labels
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
         self.augmentation: dict[str, Any] = {}  # what training does to them: shift, flip, border of `Training`
+        self.classes: int | None = None  # as many as a network must have outputs; None where that is known
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,16 +58,27 @@ class ImagesInMemory(Images):
         return self.images[index]
 
 
+class PreparedImages(Images):
+    """Images (count, ...) that are as the network wants them already, without labels."""
+
+    def __init__(self, images: Tensor):
+        super().__init__(torch.full((len(images),), -1), (0.0,), (1.0,))
+        self.images = images
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+
 @dataclass(frozen=True)
 class DatasetSource:
     """One dataset.
 
     open(root, split, backbone): its images as the backbone wants them · fetch(root, offline): makes sure that they are
-    in `root` and gives the SHA-256 of what it checked · classes: the dataset whose backbones it serves · augmentation:
-    how images are shifted and flipped where labels are trained on.
+    in `root` and gives the SHA-256 of what it checked · classes: the dataset whose backbones it serves, None for
+    all · augmentation: how images are shifted and flipped where labels are trained on.
     """
 
     open: Callable[[Path, str, Backbone], Images]
     fetch: Callable[[Path, bool], dict[str, str]]
-    classes: str
+    classes: str | None
     augmentation: dict[str, Any]

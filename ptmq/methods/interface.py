@@ -7,7 +7,7 @@ A method is a class in `baselines/<name>.py` (or in another package, through the
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -25,23 +25,26 @@ from ptmq.data.images import Images
 from ptmq.network.model import MultiBitModel, Switchable
 from ptmq.network.place import QuantizationSpec
 from ptmq.reconstruction.engine import Progress, ResumeFile, silent
-from ptmq.reconstruction.settings import Execution, StepSizeSettings
+from ptmq.reconstruction.matching import match_network
+from ptmq.reconstruction.settings import CorrectionSettings, Execution, StepSizeSettings
 
+EXAMPLE = 3  # images that a network is followed by
 METHODS: dict[str, type["Method"]] = {}
 BROKEN: dict[str, str] = {}  # modules that could not be imported, and why
-OWN = ("ptmq.methods.ptmq",)  # modules of methods that are no baselines
+OWN = ("ptmq.methods.ptmq", "ptmq.methods.nested")  # modules of methods that are no baselines
 
 
 @dataclass(frozen=True)
 class Task:
     """What a method is given: a trained network, training images, and where an interrupted run left off.
 
-    blocks: names of the network's reconstruction blocks · images: the training images with labels · index: which of
-    them calibrate · title: of the progress bar.
+    blocks: names of the network's reconstruction blocks, None: they are found · images: the training images with
+    labels · index: which of them calibrate · title: of the progress bar, '' for none · conversion: more fields of the
+    `QuantizationSpec`, such as keep_fp.
     """
 
     network: nn.Module
-    blocks: Sequence[str]
+    blocks: Sequence[str] | None
     images: Images
     index: Tensor
     seed: int
@@ -49,6 +52,7 @@ class Task:
     resume: ResumeFile
     title: str
     execution: Execution = field(default_factory=Execution)
+    conversion: Mapping[str, Any] = field(default_factory=dict)
 
     def calibration(self) -> Tensor:
         """The calibration images, without their labels, (count, ...), on the device."""
@@ -77,17 +81,29 @@ class Method:
                 "Set per_width: true for it in the profile, or give one width."
             )
 
-    def spec(self, blocks: Sequence[str]) -> QuantizationSpec:
-        """How a network with these blocks is quantized."""
-        return QuantizationSpec(blocks, self.widths, self.settings.edge_bits, self.settings.quantize_softmax)
+    def spec(self, blocks: Sequence[str] | None, **conversion: Any) -> QuantizationSpec:
+        """How a network with these blocks is quantized; conversion: more fields of that."""
+        settings = self.settings
+        correction = settings.correction if isinstance(settings, CorrectionSettings) else "none"
+        edges = settings.edge_bits, settings.quantize_softmax
+        return QuantizationSpec(blocks, self.widths, *edges, **{"correction": correction, **conversion})
 
-    def build(self, network: nn.Module, blocks: Sequence[str]) -> Switchable:
-        """The multi-bit model of a network, with nothing calibrated: what a calibrated model is loaded into."""
-        return MultiBitModel(network, self.spec(blocks))
+    def build(
+        self, network: nn.Module, blocks: Sequence[str] | None, example: Tensor | None = None, **conversion: Any
+    ) -> Switchable:
+        """The multi-bit model of a network, with nothing calibrated: what a calibrated model is loaded into.
+
+        example: a few images, by which the network is followed · conversion: as for `spec`.
+        """
+        return MultiBitModel(network, self.spec(blocks, **conversion), example)
+
+    def built(self, task: Task) -> Switchable:
+        """The model of a task, with nothing calibrated."""
+        return self.build(task.network, task.blocks, task.images.batch(task.index[:EXAMPLE])[0], **task.conversion)
 
     def fit(self, task: Task) -> tuple[Switchable, dict[str, Any]]:
         """The calibrated model, and what its record says of the calibration: `units`, see `reconstruct`."""
-        model = self.build(task.network, task.blocks).to(task.device).eval()
+        model = self.built(task).to(task.device).eval()
         with Bar(task.title, self.count_iterations(model)) as bar:
             units = self.calibrate(model, task.calibration(), task.seed, task.execution, task.resume, bar.advance)
         return model, {"units": units}
@@ -103,10 +119,21 @@ class Method:
     ) -> list[dict[str, Any]]:
         """Calibrate `model`, in place, on (count, ...) images; returns a record a unit, see `reconstruct`.
 
-        Here nothing is learned: step sizes are searched, and weights and activations rounded to the nearest code.
+        Here nothing is learned: step sizes are searched, weights and activations rounded to the nearest code, and
+        layers corrected if the settings say so.
         """
-        model.search_step_sizes(images[: self.settings.step_size_images], self.settings.step_size_search)
+        self.search_step_sizes(model, images)
+        self.correct(model, images)
         return []
+
+    def search_step_sizes(self, model: Any, images: Tensor) -> None:
+        """Find all step sizes and round to nearest, as the settings say."""
+        model.search_step_sizes(images[: self.settings.step_size_images], self.settings.step_size_search)
+
+    def correct(self, model: Any, images: Tensor) -> None:
+        """Match what the output of every layer is corrected by at every width, where the settings ask for it."""
+        if isinstance(self.settings, CorrectionSettings) and self.settings.correction != "none":
+            match_network(model, images, self.settings)
 
     def count_iterations(self, model: Any) -> int:
         """How many iterations `calibrate` reports to `progress`."""

@@ -81,7 +81,7 @@ class TrainedMethod(Method):
                 task.device,
                 lambda epoch, loss: bar.advance(f"epoch {epoch}", 1, loss),
                 self.losses,
-                task.resume.path.with_suffix(".pt"),
+                task.resume.path and task.resume.path.with_suffix(".pt"),
                 self.rates(trainee),
             )
         task.resume.earlier += state.earlier

@@ -7,7 +7,7 @@ Group-wise Distillation Loss (ptmq/methods/gd_loss.py). The loop is ptmq/reconst
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ptmq.common.errors import InputError, one_of, require
 from ptmq.methods import gd_loss, mixer
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
-from ptmq.network.layers import RoundedLayer
+from ptmq.network.layers import GridLayer
 from ptmq.quantization.fake_quantization import keep_mask
 from ptmq.quantization.rounding import Relaxation, RoundingPerWidth
 from ptmq.reconstruction.passes import AdaptiveRoundingPass
@@ -62,7 +62,7 @@ class PTMQPass(AdaptiveRoundingPass):
         super().__init__(settings, widths)
         self.groups = groups
 
-    def relax(self, layer: RoundedLayer) -> Relaxation:
+    def relax(self, layer: GridLayer) -> Relaxation | None:
         """One V for all widths, or one V a width."""
         if self.settings.shared_rounding:
             return super().relax(layer)
@@ -115,6 +115,10 @@ class PTMQ(Reconstruction):
                 f"ptmq calibrates the widths of its groups, {', '.join(map(str, groups.widths))}. "
                 f"Got {', '.join(map(str, self.widths))}. Change the groups, or leave out widths and per_width."
             )
+        count = len(groups)
+        if count != len(mixer.LAMBDAS):  # the defaults are of three groups: of others, all alike
+            alike = {"lambdas": (1 / count,) * count, "gammas": (1.0,) * count}
+            self.settings = replace(self.settings, **{k: alike[k] for k in alike if k not in settings})
         for name in ("lambdas", "gammas"):
             values = getattr(self.settings, name)
             require(len(values) == len(groups), f"ptmq: {name}", f"{len(groups)} numbers, as many as groups", values)

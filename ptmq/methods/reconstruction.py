@@ -40,9 +40,11 @@ class Reconstruction(Method):
         resume: ResumeFile | None = None,
         progress: Progress = silent,
     ) -> list[dict[str, Any]]:
-        """Search step sizes, then learn; see `reconstruct`."""
-        super().calibrate(model, images, seed)
-        return reconstruct(model, images, self.passes(), seed, execution, resume, progress)
+        """Search step sizes, then learn, see `reconstruct`; correct what has come of it, where that is asked for."""
+        self.search_step_sizes(model, images)
+        records = reconstruct(model, images, self.passes(), seed, execution, resume, progress)
+        self.correct(model, images)
+        return records
 
     def weights_alone(self) -> Passes:
         """One pass under FP activations, at the method's one width."""

@@ -1,4 +1,4 @@
-"""Backbones: the registry, public checkpoints by hash, and the few networks that no library has, one family a file.
+"""Backbones: the registry, any network of timm or torchvision by name, and public checkpoints by hash.
 
 Imports `ptmq.common` alone.
 """

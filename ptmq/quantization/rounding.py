@@ -56,6 +56,11 @@ class Relaxation(nn.Module):
         """What is stored when the learning is over: as searched, unless a subclass learns them."""
         return self._searched
 
+    @property
+    def learned_zero_points(self) -> dict[int, Tensor]:
+        """Zero points that learning has moved, (out, 1, ...) each; as a rule none."""
+        return {}
+
     def soft(self, widths: Iterable[int]) -> dict[int, Tensor]:
         """The differentiable weights at `widths`, of the weight's shape each."""
         raise NotImplementedError
@@ -78,21 +83,33 @@ class AdaptiveRounding(Relaxation):
 
     weight: (out, ...) · step_sizes, zero_points: one tensor a width, (out, 1, ...) each, keyed by bits ·
     initial: V from the fractional part at the lowest width, from its mean over the widths, or zero
-    (h = 1/2 everywhere).
+    (h = 1/2 everywhere) · floors: the codes rounded down, one tensor a width, where they are not those of the weight.
     """
 
-    def __init__(self, weight: Tensor, step_sizes: dict[int, Tensor], zero_points: dict[int, Tensor], initial: str):
+    def __init__(
+        self,
+        weight: Tensor,
+        step_sizes: dict[int, Tensor],
+        zero_points: dict[int, Tensor],
+        initial: str,
+        floors: dict[int, Tensor] | None = None,
+    ):
         super().__init__(step_sizes)
         one_of("initial V", initial, INITIAL)
         self.zero_points = zero_points
         # floor(w / step) + zero_point does not change while V is learned: once, before the loop.
-        self.floors = {bits: torch.floor(weight / step) + zero_points[bits] for bits, step in step_sizes.items()}
+        self.floors = floors or {b: torch.floor(weight / step) + zero_points[b] for b, step in step_sizes.items()}
         if initial == "zero":
             v = torch.zeros_like(weight)
         else:
             widths = sorted(step_sizes) if initial == "mean" else [min(step_sizes)]
-            fractions = reduce(torch.add, (fractional_part(weight, step_sizes[b]) for b in widths))
-            v = inverse_rectified_sigmoid(fractions / len(widths))
+            fractions = (
+                fractional_part(weight, step_sizes[b])
+                if floors is None
+                else torch.clamp(weight / step_sizes[b] + zero_points[b] - floors[b], 0, 1)
+                for b in widths
+            )
+            v = inverse_rectified_sigmoid(reduce(torch.add, fractions) / len(widths))
         self.v = nn.Parameter(v)
 
     def soft(self, widths: Iterable[int]) -> dict[int, Tensor]:
@@ -119,12 +136,21 @@ class AdaptiveRounding(Relaxation):
 
 
 class RoundingPerWidth(Relaxation):
-    """One V for every width, learned side by side: what sharing costs. Arguments as for AdaptiveRounding."""
+    """One V for every width of `step_sizes`, learned side by side. Arguments as for AdaptiveRounding."""
 
-    def __init__(self, weight: Tensor, step_sizes: dict[int, Tensor], zero_points: dict[int, Tensor], initial: str):
+    def __init__(
+        self,
+        weight: Tensor,
+        step_sizes: dict[int, Tensor],
+        zero_points: dict[int, Tensor],
+        initial: str,
+        floors: dict[int, Tensor] | None = None,
+    ):
         super().__init__(step_sizes)
         each = {
-            str(b): AdaptiveRounding(weight, {b: step_sizes[b]}, {b: zero_points[b]}, initial)
+            str(b): AdaptiveRounding(
+                weight, {b: step_sizes[b]}, {b: zero_points[b]}, initial, floors and {b: floors[b]}
+            )
             for b in sorted(step_sizes)
         }
         self.each = cast(Mapping[str, AdaptiveRounding], nn.ModuleDict(each))  # torch knows its values as modules only
@@ -132,7 +158,7 @@ class RoundingPerWidth(Relaxation):
 
     def soft(self, widths: Iterable[int]) -> dict[int, Tensor]:
         """The differentiable weights at `widths`, each from its own V."""
-        self._last = list(widths)
+        self._last = [bits for bits in widths if bits in self.step_sizes]
         return {bits: self.each[str(bits)].soft([bits])[bits] for bits in self._last}
 
     def regularizer(self, beta: float) -> Tensor | float:

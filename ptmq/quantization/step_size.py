@@ -17,6 +17,9 @@ THRESHOLDS = 100  # QDrop tries 1 %, 2 %, ... 100 % of the range
 BINS = 2**14  # a large tensor is searched on its histogram: 64 bins a step even at 8 bits
 CHUNK = 2**22  # values that are sorted into bins at a time
 SMALLEST_STEP = 1e-8
+PARENT_BITS = 8  # of the code that nested widths share
+
+Grid = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # low, high, bits -> step size, zero point
 
 
 def affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -25,9 +28,24 @@ def affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return step, torch.round(-low / step) + 0.0  # + 0.0 turns -0. into 0.
 
 
-def minmax(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def nested(lowest: int) -> Grid:
+    """Grids of which that at b bits holds every 2^(8-b)-th value of that at 8 bits, down to `lowest` bits.
+
+    Step sizes are a power of two apart and zero points too, so 0 is on every grid; a range is stretched to hold it.
+    """
+
+    def grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        step, _ = affine(low.clamp_max(0), high.clamp_min(0), bits)
+        finer = 2 ** (bits - lowest)
+        zero_point = torch.round(-low.clamp_max(0) / (step * finer)).clamp(0, largest_code(lowest))
+        return step, zero_point * finer
+
+    return grid
+
+
+def minmax(x: Tensor, bits: int, grid: Grid = affine) -> tuple[Tensor, Tensor]:
     """Step and zero point of the whole range, stretched to hold 0. x: (channels, values) -> (channels,) each."""
-    return affine(x.amin(1).clamp_max(0), x.amax(1).clamp_min(0), bits)
+    return grid(x.amin(1).clamp_max(0), x.amax(1).clamp_min(0), bits)
 
 
 def grid_error(x: Tensor, count: Tensor | None, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
@@ -38,13 +56,13 @@ def grid_error(x: Tensor, count: Tensor | None, step: Tensor, zero_point: Tensor
 
 
 def _best(
-    candidates: Iterable[tuple[Tensor, Tensor]], x: Tensor, count: Tensor | None, bits: int
+    candidates: Iterable[tuple[Tensor, Tensor]], x: Tensor, count: Tensor | None, bits: int, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """The candidate (step, zero_point) with the least error for each row; the first of equals wins."""
     best = torch.full_like(x[:, 0], torch.inf)
     step, zero_point = torch.ones_like(best), torch.zeros_like(best)
     for low, high in candidates:
-        new_step, new_zero = affine(low, high, bits)
+        new_step, new_zero = grid(low, high, bits)
         error = grid_error(x, count, new_step, new_zero, bits)
         better = error < best
         best = torch.where(better, error, best)
@@ -52,14 +70,14 @@ def _best(
     return step, zero_point
 
 
-def shrink(x: Tensor, bits: int, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def shrink(x: Tensor, bits: int, count: Tensor | None = None, grid: Grid = affine) -> tuple[Tensor, Tensor]:
     """BRECQ's search: shrink (min, max) together by 0 %, 1 %, .. 79 %. x: (channels, values) -> (channels,) each."""
     low, high = x.amin(1), x.amax(1)
     factors = (1 - 0.01 * i for i in range(SHRINKS))
-    return _best(((low * f, high * f) for f in factors), x, count, bits)
+    return _best(((low * f, high * f) for f in factors), x, count, bits, grid)
 
 
-def shift(x: Tensor, bits: int, count: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def shift(x: Tensor, bits: int, count: Tensor | None = None, grid: Grid = affine) -> tuple[Tensor, Tensor]:
     """QDrop's search: for values on both sides of 0, every range and every zero point; else every threshold.
 
     x: (channels, values) -> (channels,) each. It tries 100 * 2^bits grids on two-sided input, so it is slow
@@ -79,12 +97,14 @@ def shift(x: Tensor, bits: int, count: Tensor | None = None) -> tuple[Tensor, Te
                     below = span / largest_code(bits) * zero
                     yield -below, span - below
 
-    return _best(candidates(), x, count, bits)
+    return _best(candidates(), x, count, bits, grid)
 
 
-Search = Callable[..., tuple[Tensor, Tensor]]  # (x, bits, count=None) -> step size and zero point, (channels,) each
+Search = Callable[
+    ..., tuple[Tensor, Tensor]
+]  # (x, bits, count=None, grid=affine) -> step size and zero point, (channels,) each
 SEARCHES: dict[str, Search] = {
-    "minmax": lambda x, bits, count=None: minmax(x, bits),
+    "minmax": lambda x, bits, count=None, grid=affine: minmax(x, bits, grid),
     "shrink": shrink,
     "shift": shift,
 }

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,17 @@ from torch import Tensor
 
 from ptmq.common.bits import FULL_PRECISION
 from ptmq.common.errors import InputError
-from ptmq.common.files import load_tensors, save_tensors
+from ptmq.common.files import load_tensors, save_tensors, tensors_sha256
+from ptmq.common.provenance import fingerprint
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.quantization.activation_quantizer import Drop
 from ptmq.quantization.rounding import Relaxation
-from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
+from ptmq.quantization.weight_quantizer import GridWeightQuantizer
 from ptmq.reconstruction.features import (
     Features,
     memory_format,
     part_features,
     propagate,
-    propagate_all,
     reconstruction_error,
     take,
 )
@@ -50,28 +50,61 @@ def silent(unit: str, iterations: int, loss: float) -> None:
 
 @dataclass
 class ResumeFile:
-    """The file that a reconstruction writes after every unit and continues from, and the seconds spent so far."""
+    """The file that a reconstruction writes after every unit and continues from, and the seconds spent so far.
 
-    path: Path
+    It knows what it is of, by `identity_of`: another calibration does not continue from it. Without a path nothing is
+    written.
+    """
+
+    path: Path | None
     earlier: float = 0.0  # seconds of the runs before this one
+    identity: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
-    def load(self, model: MultiBitModel) -> list[dict[str, Any]]:
-        """Bring the model to where the file left it; returns the records of the units that are done."""
-        if not self.path.exists():
+    def load(self, model: MultiBitModel, identity: dict[str, str]) -> list[dict[str, Any]]:
+        """Bring the model to where the file left it; returns the records of the units that are done.
+
+        identity: of this calibration, see `identity_of`. Raises InputError where the file is of another one.
+        """
+        self.identity = identity
+        if self.path is None or not self.path.exists():
             return []
         state, info = load_tensors(self.path)
+        known = info.get("identity", {})
+        others = [what for what, value in identity.items() if known.get(what) != value]
+        if others:
+            raise InputError(
+                f"file {str(self.path)!r} is of another calibration, of other {', '.join(others)}. Delete it, or give "
+                "another one."
+            )
         model.load_state_dict(state)
         self.earlier = info["seconds"]
         return info["units"]
 
     def save(self, model: MultiBitModel, units: list[dict[str, Any]]) -> None:
         """Write the model's state and the records of the units that are done, atomically."""
-        save_tensors(self.path, model.state_dict(), {"units": units, "seconds": self.seconds()})
+        if self.path is None:
+            return
+        info = {"identity": self.identity, "units": units, "seconds": self.seconds()}
+        save_tensors(self.path, model.state_dict(), info)
 
     def seconds(self) -> float:
         """Seconds since the start, those before an interruption included."""
         return self.earlier + time.perf_counter() - self.started
+
+
+def identity_of(
+    model: MultiBitModel, images: Tensor, passes: Sequence[Pass], seed: int, execution: Execution
+) -> dict[str, str]:
+    """What a reconstruction depends on, in short hashes: the FP network, the images, the seed, the settings."""
+    weights = {name: value for name, value in model.named_parameters() if name.endswith((".weight", ".bias"))}
+    settings = [[type(hooks).__name__, asdict(hooks.settings), list(map(str, hooks.widths))] for hooks in passes]
+    return {
+        "network": tensors_sha256(weights),
+        "images": tensors_sha256({"images": images}),
+        "seed": str(seed),
+        "settings": fingerprint([settings, execution.autocast]),
+    }
 
 
 @dataclass
@@ -109,27 +142,30 @@ class Learner:
         self.execution, self.importance = execution, importance
         self.settings = hooks.settings
         self.done = 0
-        self.relaxed: list[RoundedWeightQuantizer] = []
+        self.relaxed: list[GridWeightQuantizer] = []
         self.relaxations: list[Relaxation] = []  # theirs
         for layer in unit.layers:
             relaxation = layer.quantizer.relaxation = hooks.relax(layer) if layer.quantizer.widths else None
             if relaxation is not None:
                 self.relaxed.append(layer.quantizer)
                 self.relaxations.append(relaxation)
+        more = hooks.begin(unit, features)  # nothing drops yet
+        apart = {id(p) for group in more for p in group["params"]}
         for quantizer in unit.quantizers:
             quantizer.requires_grad_(True)
             quantizer.drop = Drop(self.settings.keep, random.device, execution.compile)
-        roundings = [p for relaxation in self.relaxations for p in relaxation.parameters()]
+        roundings = [p for relaxation in self.relaxations for p in relaxation.parameters() if id(p) not in apart]
         steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]
         self.optimizer = torch.optim.Adam(
             [
                 {"params": roundings, "lr": self.settings.lr_rounding},
                 {"params": steps, "lr": self.settings.lr_step_size},
+                *more,
             ]
         )
         schedules = {"constant": lambda iteration: 1.0, "cosine": self._cosine}
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, [schedules[self.settings.lr_rounding_schedule], self._cosine]
+            self.optimizer, [schedules[self.settings.lr_rounding_schedule], *[self._cosine] * (1 + len(more))]
         )
 
     def iterate(self) -> Tensor:
@@ -253,7 +289,9 @@ def reconstruct(
     """
     images = images.cpu() if execution.features_in_main_memory else images
     images = images.contiguous(memory_format=memory_format(images))
-    done = resume.load(model) if resume else []
+    done = []
+    if resume and resume.path:
+        done = resume.load(model, identity_of(model, images, passes, seed, execution))
     records: list[dict[str, Any]] = []
     for hooks in passes:
         fp, quantized = images, dict.fromkeys(hooks.widths, images)
@@ -275,10 +313,11 @@ def reconstruct(
                 with learning(Learner(part, hooks, features, random, execution, importance)) as learner:
                     entry |= {"h_before": learner.rounding_histogram(), "loss": learn(learner, progress)}
                     entry["h_after"] = learner.rounding_histogram()
+                hooks.end(part, features)
                 entry |= {"error_before": before, "error_after": reconstruction_error(part, features)}
                 records.append(entry)
                 if resume:
                     resume.save(model, records)
-            propagate_all(unit, quantized)
+            hooks.hand_on(unit, quantized, Random(seed, -1 - position, unit.device).host)
             fp = whole.target
     return records

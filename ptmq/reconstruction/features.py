@@ -3,6 +3,7 @@
 They stay where the images are: on the model's device, or in main memory, from where each batch is taken to the model.
 """
 
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +53,7 @@ def propagate(unit: Unit, x: Tensor, width: BitWidth) -> Tensor:
     return joined([unit(batch.to(unit.device)).to(x.device) for batch in x.split(INFERENCE_BATCH)])
 
 
-def propagate_all(unit: Unit, quantized: dict[BitWidth, Tensor]) -> None:
+def propagate_all(unit: Unit, quantized: MutableMapping[BitWidth, Tensor]) -> None:
     """Put the unit's output at every width in the place of that width's input: one more copy at a time, not all."""
     for width, x in quantized.items():
         quantized[width] = propagate(unit, x, width)

@@ -4,7 +4,7 @@ A method has passes. As it stands, a pass learns activation step sizes alone, un
 the squared error to the floating-point output; a subclass overrides the hooks that differ.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ptmq.common.bits import BitWidth
-from ptmq.network.layers import RoundedLayer
+from ptmq.network.layers import GridLayer
 from ptmq.network.model import Unit
 from ptmq.quantization.fake_quantization import choose, keep_mask
 from ptmq.quantization.rounding import AdaptiveRounding, Relaxation
-from ptmq.reconstruction.features import Features
+from ptmq.reconstruction.features import Features, propagate_all
 from ptmq.reconstruction.losses import distance
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, ReconstructionSettings
 
@@ -40,7 +40,7 @@ class Pass:
         """
         return [unit]
 
-    def relax(self, layer: RoundedLayer) -> Relaxation | None:
+    def relax(self, layer: GridLayer) -> Relaxation | None:
         """The learnable rounding of a layer; None leaves its weights as they are."""
         return None
 
@@ -81,6 +81,20 @@ class Pass:
         """What is added to the loss at `iteration`, counted from 1."""
         return 0.0
 
+    def begin(self, unit: Unit, features: Features) -> Sequence[dict[str, Any]]:
+        """Before a unit is learned: what learns beside V and the step sizes, or of V's parameters at another rate.
+
+        Groups of {"params": [...], "lr": ...}; the rates fall to 0 as a cosine. Relaxations are in their quantizers.
+        """
+        return []
+
+    def hand_on(self, unit: Unit, quantized: MutableMapping[BitWidth, Tensor], generator: torch.Generator) -> None:
+        """Put what the next unit gets at every width in the place of what this one got; here each width its own."""
+        propagate_all(unit, quantized)
+
+    def end(self, unit: Unit, features: Features) -> None:
+        """After a unit was learned, before its outputs are handed on."""
+
 
 Passes = Sequence[Pass]  # in the order in which they go over the network
 
@@ -90,7 +104,7 @@ class AdaptiveRoundingPass(Pass):
 
     settings: AdaptiveRoundingSettings
 
-    def relax(self, layer: RoundedLayer) -> Relaxation:
+    def relax(self, layer: GridLayer) -> Relaxation | None:
         """Adaptive rounding, started so that the soft weight is the FP weight."""
         quantizer = layer.quantizer
         return AdaptiveRounding(layer.weight, quantizer.step_sizes(), quantizer.zero_points(), self.settings.initial_v)

@@ -1,8 +1,10 @@
 """Settings that methods share, and how a calibration is executed. Each dataclass checks itself when it is made."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ptmq.common.errors import one_of, require
+from ptmq.quantization.quantizer import KINDS
 from ptmq.quantization.rounding import INITIAL
 from ptmq.quantization.step_size import SEARCHES
 
@@ -34,7 +36,20 @@ class StepSizeSettings:
 
 
 @dataclass(frozen=True)
-class ReconstructionSettings(StepSizeSettings):
+class CorrectionSettings(StepSizeSettings):
+    """How every layer's output is corrected at every width (`ptmq.quantization.quantizer`)."""
+
+    correction: str = "none"  # none, shift, or gain (and shift), of every output channel
+    correction_check: float = 0.125  # share of the calibration images that choose, where nothing is better
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("correction", self.correction, KINDS)
+        require(0 <= self.correction_check < 1, "correction_check", "in [0, 1)", self.correction_check)
+
+
+@dataclass(frozen=True)
+class ReconstructionSettings(CorrectionSettings):
     """The reconstruction loop: how long, how fast, how much is dropped."""
 
     iterations: int = 1000  # a unit
@@ -44,10 +59,17 @@ class ReconstructionSettings(StepSizeSettings):
     lr_step_size: float = 2e-3  # Adam, cosine to 0
     keep: float = 0.5  # probability that an activation of the block stays quantized (QDrop); 1 is no drop
 
+    fewest_iterations: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("iterations", "batch_size"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(
+            self.iterations >= self.fewest_iterations,
+            "iterations",
+            f"at least {self.fewest_iterations}",
+            self.iterations,
+        )
+        require(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
         for name in ("lr_rounding", "lr_step_size"):
             require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         one_of("lr_rounding_schedule", self.lr_rounding_schedule, SCHEDULES)

@@ -26,7 +26,7 @@ from ptmq.common.errors import one_of
 from ptmq.methods.interface import create
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.models.backbone import CNN_GROUPS, get_backbone
-from ptmq.models.cifar_resnet import CifarResNet
+from ptmq.models.definitions.cifar_resnet import CifarResNet
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.network.place import QuantizationSpec
 from ptmq.reconstruction.engine import Learner, Random

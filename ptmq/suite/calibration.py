@@ -1,35 +1,69 @@
 """The calibration stage: from FP weights and a run's settings to a calibrated model on disk."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from ptmq.api import save_model
+from ptmq.api import fit, save_model, suited
 from ptmq.common import provenance
-from ptmq.common.bits import BitGroups, BitWidth
+from ptmq.common.bits import BitGroups, BitWidth, read_widths
 from ptmq.common.errors import InputError
 from ptmq.common.files import sha256
 from ptmq.common.settings import from_dict
 from ptmq.data.datasets import open_images
-from ptmq.methods.interface import Method, Task, create, method_file
+from ptmq.methods.interface import Method, Task, create, discover, method_file
 from ptmq.models.backbone import get_backbone
 from ptmq.models.checkpoints import load_network
 from ptmq.reconstruction.engine import ResumeFile
 from ptmq.reconstruction.settings import Execution
 from ptmq.suite import run_record
-from ptmq.suite.profile import MULTI, Run
+from ptmq.suite.profile import MULTI, Run, widths_of
 
 
-def method_of(run: Run) -> Method:
-    """The run's method with its settings, widths and groups checked."""
+def method_of(run: Run, network: nn.Module | None = None) -> Method:
+    """The run's method with its settings, widths and groups checked; what it leaves open suits the network."""
     groups = BitGroups(*run.groups.values()) if run.groups else None
-    method = create(run.method, run.settings, [BitWidth.parse(width) for width in run.widths], groups)
+    settings = (suited(network, run.method) if network else {}) | run.settings
+    method = create(run.method, settings, [BitWidth.parse(width) for width in run.widths], groups)
     if method.per_width and run.label == MULTI:
         raise InputError(f"{run.method} calibrates one width at a time. Set per_width: true for it in the profile.")
     return method
+
+
+def run_by_names(
+    backbone: str, method: str, dataset: str | None, widths: str | None, seed: int, data_dir: str | None
+) -> Run:
+    """A run without a profile: a network on a dataset, with the groups, settings and images that suit it.
+
+    dataset: None for the backbone's own · widths: such as 'W3A3..W8A8', else those of the backbone's groups.
+    """
+    entry = get_backbone(backbone)
+    groups = {name: list(group) for name, group in entry.groups.items()}
+    if widths:
+        chosen = read_widths(widths)
+        parts = BitGroups.split(chosen).groups if len(chosen) > 1 else ()
+        groups = {f"group{number}": list(map(str, part)) for number, part in enumerate(parts, 1)}
+    dataset = dataset or entry.dataset
+    images, _ = open_images(backbone, "train", data_dir, dataset)
+    served = tuple(map(str, read_widths(widths))) if widths else widths_of(groups)
+    known = discover().get(method)  # whoever creates it says that it is unknown
+    alone = known is not None and known.per_width and len(served) == 1
+    return Run(
+        profile="none",
+        dataset=dataset,
+        backbone=backbone,
+        method=method,
+        variant="default",
+        widths=served,
+        groups=groups or None,
+        seed=seed,
+        settings=dict(entry.settings.get(method, {})),
+        calibration_images=min(1024, len(images)),
+        device="auto",
+        label=served[0] if alone else MULTI,
+    )
 
 
 def execution_of(run: Run) -> Execution:
@@ -60,10 +94,10 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     An interrupted calibration continues from the last finished unit.
     """
     load_before = run_record.load("load_start")
-    method = method_of(run)
     execution = execution_of(run)
-    backbone = get_backbone(run.backbone)
+    backbone = get_backbone(run.backbone).complete()
     network = load_network(run.backbone, weights)
+    method = method_of(run, network)
     images, hashes = open_images(run.backbone, "train", data_dir, run.dataset)
     index = calibration_index(len(images), run)
     weights_sha256, code = sha256(weights), code_sha256(method, run.backbone)
@@ -71,9 +105,8 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     identity = provenance.fingerprint([run.to_json(), weights_sha256, hashes, code, device.type])
     resume = ResumeFile(out / f"unfinished-{identity}.safetensors")
     title = f"{run.backbone} {run.method} {run.label}"
-    task = Task(network, backbone.blocks, images, index, run.seed, device, resume, title, execution)
-    with told(method, run, device):
-        model, details = method.fit(task)
+    task = Task(network, backbone.blocks, images, index, run.seed, device, resume, title, execution, run.conversion)
+    model, details = fit(method, task, run.backbone, run.backbone)
     info = {
         "run": asdict(run),
         "protocol": {
@@ -100,24 +133,3 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     save_model(out, model.cpu(), run.backbone, method, info)
     for unfinished in out.glob("unfinished-*"):  # this run's, and those of settings given up
         unfinished.unlink(missing_ok=True)  # where another process of the same run was at it, too
-
-
-@contextmanager
-def told(method: Method, run: Run, device: torch.device) -> Iterator[None]:
-    """What a calibration can run out of, or lack, told in a sentence."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"{run.method}: compile: true, but torch.compile fails: {reason}. It needs a C++ compiler and Python's "
-                "headers, on a GPU Triton. Set compile: false."
-            ) from error
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        batch = getattr(method.settings, "batch_size", "")
-        raise InputError(
-            f"{device.type} is out of memory while {run.method} calibrates {run.backbone}. Lower batch_size ({batch}) "
-            f"or calibration_images ({run.calibration_images}), or on a GPU set features_in_main_memory: true."
-        ) from error

@@ -114,7 +114,20 @@ def outputs_of_fp(
     if fp_outputs:
         return load_outputs(fp_outputs, backbone, split)
     model.set_bits(FP, FP)
-    return log_probabilities(model, images, device)
+    return of_the_classes(images, log_probabilities(model, images, device))
+
+
+def of_the_classes(images: Images, fp: Tensor) -> Tensor:
+    """What a network gives for the images, (count, classes), where it has an output for every class of theirs.
+
+    Raises InputError where it has not: folders count their classes by themselves.
+    """
+    if images.classes not in (None, fp.shape[1]):
+        raise InputError(
+            f"the network tells {fp.shape[1]} classes apart, and the folder of images has {images.classes}. Accuracy "
+            "needs a folder for every class, in the order of the network's outputs, or val.txt with lines 'path class'."
+        )
+    return fp
 
 
 def evaluate_fp(
@@ -135,7 +148,7 @@ def evaluate_fp(
     network = load_network(backbone, weights).to(device)
     dataset = dataset or get_backbone(backbone).dataset
     images, hashes = open_images(backbone, split, data_dir, dataset)
-    fp = log_probabilities(network, images, device)
+    fp = of_the_classes(images, log_probabilities(network, images, device))
     if fp_outputs:
         save_outputs(fp_outputs, fp, backbone, split)
     right = correct_images(fp, images)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ptmq.common.errors import InputError, one_of, require
-from ptmq.models.backbone import CNN_GROUPS, backbones
+from ptmq.models.backbone import CNN_GROUPS, find_backbone
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -28,6 +28,7 @@ TYPES = {  # what JSON schema calls them -> what a person does
     "null": "empty",
 }
 FP32, MULTI = "fp32", "multi"
+CONVERSION = ("keep_fp", "rules", "strict")  # what a backbone says of how it is converted
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Run:
     device: str = "cpu"
     threads: int = 1
     label: str = MULTI  # the width of a single-width run, else 'multi'
+    conversion: dict[str, Any] = field(default_factory=dict)  # keep_fp, rules, strict: see `QuantizationSpec`
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", "0 or more", self.seed)
@@ -180,7 +182,7 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
     """The runs that a profile asks for of one method on one backbone: variants x seeds (x widths)."""
     where = f"profile {profile['profile']}"
     body = profile["backbones"][one_of(f"{where}: backbone", backbone, profile["backbones"])] or {}
-    entry = backbones().get(backbone)  # what the registry says of it counts where the profile says nothing
+    entry = find_backbone(backbone)  # what the registry says of it counts where the profile says nothing
     standard = entry.settings.get(method, {}) if entry else {}
     standard_groups = entry.groups if entry else CNN_GROUPS
     chosen = profile["methods"][one_of(f"{where}: method", method, profile["methods"])] or {}
@@ -214,6 +216,7 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
                         device=profile.get("device", "auto"),
                         threads=profile.get("threads", 1),
                         label=part[0] if chosen.get("per_width") else MULTI,
+                        conversion={name: body[name] for name in CONVERSION if name in body},
                     )
                 )
     return runs

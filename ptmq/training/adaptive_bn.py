@@ -34,9 +34,16 @@ class AdaptiveBNModel(TrainableModel):
     recalibrated = True
 
     def __init__(
-        self, network: nn.Module, spec: QuantizationSpec, to_layer: Callable[[Layer, int | None], QuantizedLayer]
+        self,
+        network: nn.Module,
+        spec: QuantizationSpec,
+        to_layer: Callable[[Layer, int | None], QuantizedLayer],
+        example: Tensor | None = None,
     ):
-        super().__init__(network, spec, to_layer, lambda fixed: ActivationQuantizer(spec.activation_bits, fixed))
+        def to_quantizer(fixed: int | None) -> ActivationQuantizer:
+            return ActivationQuantizer(spec.activation_bits, fixed)
+
+        super().__init__(network, spec, to_layer, to_quantizer, example=example)
 
     def set_mode(self, mode: str) -> None:
         """Re-estimate BatchNorm at every switch (''), or not ('no_recalibration')."""

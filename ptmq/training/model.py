@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
 from ptmq.network.cut import assign_units
+from ptmq.network.graph.prepare import example_for
 from ptmq.network.layers import Layer, QuantizedLayer
 from ptmq.network.model import Switchable, known_width
 from ptmq.network.place import QuantizationSpec, quantize_graph
@@ -55,7 +56,9 @@ class TrainableModel(Switchable):
         example: Tensor | None = None,
     ):
         super().__init__()
-        self.widths = tuple(spec.widths)
+        self.spec, self.widths = spec, tuple(spec.widths)
+        example = example_for(network, example)
+        self.image_shape = tuple(example.shape[1:])
         self.layers: list[QuantizedLayer] = []
         self.quantizers: list[Quantizer] = []
         graph = trace(network, example)

@@ -11,9 +11,10 @@ from tests.toys import ROOT
 
 LOADED = """
 import sys
-from pathlib import Path
-import {entry}
-print(*(m.__file__ for m in list(sys.modules.values()) if getattr(m, "__file__", None)), sep="\\n")
+import {entries}
+for name, module in list(sys.modules.items()):
+    if getattr(module, "__file__", None):
+        print(name, module.__file__, sep="\\t")
 """
 
 
@@ -79,13 +80,14 @@ def test_a_broken_file_is_part_of_the_hash(project):
     assert provenance.code_sha256("ptmq.top") != broken
 
 
-@pytest.mark.parametrize("entry", ["ptmq.suite.calibration", "ptmq.suite.evaluation"])
-def test_the_closure_of_a_stage_holds_every_file_that_importing_it_loads(entry):
-    code = LOADED.format(entry=entry)
+def test_the_closure_of_the_stages_holds_every_file_that_importing_them_loads():
+    entries = ["ptmq.suite.calibration", "ptmq.suite.evaluation", "ptmq.suite.frontier", "ptmq.suite.bench", "ptmq.cli"]
+    code = LOADED.format(entries=", ".join(entries))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    folders = [ROOT / package for package in provenance.PACKAGES]
-    loaded = {Path(line) for line in done.stdout.splitlines() if any(f in Path(line).parents for f in folders)}
-    assert len(loaded) > 20 and loaded <= set(provenance.closure(entry))
+    modules = dict(line.split("\t") for line in done.stdout.splitlines())
+    loaded = {Path(file) for name, file in modules.items() if name.split(".")[0] in provenance.PACKAGES}
+    assert len(loaded) > 30 and loaded <= set(provenance.closure(*entries))
+    assert not {"snakemake", "mlflow", "pandas", "matplotlib"} & set(modules), "the library stands alone"
 
 
 def test_fingerprints_tell_content_apart_and_not_its_order():

@@ -73,4 +73,6 @@ def test_no_method_depends_on_another_baseline_and_no_room_on_one():
         others = {other for other in files.values() if other != path and other.parent.name == "baselines"}
         assert not others & set(provenance.closure(path)), name
     for entry in ("ptmq.suite.calibration", "ptmq.suite.evaluation", "ptmq.cli"):
-        assert not [path for path in provenance.closure(entry) if path.parent.name == "baselines" and path.stem[0] != "_"]
+        assert not [
+            path for path in provenance.closure(entry) if path.parent.name == "baselines" and path.stem[0] != "_"
+        ]

@@ -12,8 +12,8 @@ from ptmq.common.errors import InputError
 from ptmq.data.datasets import DATASETS
 from ptmq.methods.interface import create
 from ptmq.models.backbone import get_backbone
-from ptmq.models.cifar_resnet import CifarResNet
-from ptmq.models.folded import without_norms
+from ptmq.models.definitions.cifar_resnet import CifarResNet
+from ptmq.models.definitions.folded import without_norms
 from ptmq.models.zoo import BACKBONES
 from tests.toys import ROOT, random_network, with_random_norms
 

@@ -113,7 +113,10 @@ def test_the_gradient_passes_where_the_code_does_not_saturate(bits):
     step, cells = torch.tensor([0.1]), torch.arange(-2.0, 2**bits + 2, 1 / 16)
     x = (cells * step).requires_grad_()
     fake_quantize_activation(x, step, 0, bits).sum().backward()
-    inside, outside = (cells > -0.5) & (cells < largest_code(bits) + 0.5), (cells < -0.51) | (cells > largest_code(bits) + 0.51)
+    inside, outside = (
+        (cells > -0.5) & (cells < largest_code(bits) + 0.5),
+        (cells < -0.51) | (cells > largest_code(bits) + 0.51),
+    )
     assert x.grad[inside].eq(1).all() and x.grad[outside].eq(0).all()
 
 

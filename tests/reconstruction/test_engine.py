@@ -91,7 +91,7 @@ def test_an_interrupted_run_continues_to_the_identical_result(images, passes, tm
         with pytest.raises(Interrupted):
             learned(images, passes, resume=ResumeFile(path), progress=interrupt(after))
         told, resume = [], ResumeFile(path)
-        resumed, again = learned(images, passes, resume=resume, progress=lambda *said: told.append(said))
+        resumed, again = learned(images, passes, resume=resume, progress=lambda *said, told=told: told.append(said))
         assert again == records and same_state(whole, resumed)
         assert sum(iterations for _, iterations, _ in told) == total, "what was done before counts as done"
         assert resume.earlier > 0, "and so do its seconds"
@@ -99,7 +99,7 @@ def test_an_interrupted_run_continues_to_the_identical_result(images, passes, tm
 
 def test_progress_is_told_every_iteration(images):
     told, passes = [], [LayerByLayer(SETTINGS, [W3A32])]
-    model, _ = learned(images, passes, progress=lambda *said: told.append(said))
+    model, _ = learned(images, passes, progress=lambda *said, told=told: told.append(said))
     assert sum(iterations for _, iterations, _ in told) == count_iterations(model, passes) == 6 * 6
 
 

@@ -13,7 +13,7 @@ from tests.toys import W3, W8, logits, searched_model
 def test_unit_after_unit_gives_what_the_network_gives(images, monkeypatch):
     monkeypatch.setattr(module, "INFERENCE_BATCH", 20)  # of 48 images
     model = searched_model(images)
-    streamed = {width: images for width in (FULL_PRECISION, W3, W8)}
+    streamed = dict.fromkeys((FULL_PRECISION, W3, W8), images)
     for unit in model.units:
         propagate_all(unit, streamed)
     for width, x in streamed.items():

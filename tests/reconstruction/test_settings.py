@@ -55,5 +55,3 @@ def test_five_iterations_of_adam_match():
         close(rounding.v.detach(), expected["alpha_after"], atol=2e-5)
     codes = torch.clamp(rounding.floors[3] + rounding.hard()[0], 0, 7)
     close((codes - zero) * step, case["final_hard_weight"])
-
-

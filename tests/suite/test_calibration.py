@@ -48,7 +48,9 @@ def test_the_description_says_what_was_asked_and_with_what(calibrated, weights, 
     assert said["run"]["method"] == "ptmq" and said["run"]["settings"] == {"iterations": 4}
     assert said["protocol"]["iterations"] == 4 and said["protocol"]["edge_bits"] == 8
     assert said["protocol"].keys() >= set(method_of(run).settings.__dataclass_fields__), "every setting, also defaults"
-    assert said["sha256"]["weights"] == sha256(weights) and said["code_sha256"] == code_sha256(method_of(run), run.backbone)
+    assert said["sha256"]["weights"] == sha256(weights) and said["code_sha256"] == code_sha256(
+        method_of(run), run.backbone
+    )
     assert said["cost"]["images"] == 64 and said["cost"]["seconds"] > 0 and said["cost"]["peak_mb"] > 50
     assert [unit["unit"] for unit in said["units"]][::7] == ["stem", "head"]
     assert {"python", "torch", "device", "threads"} <= set(said["environment"]) and said["commit"]

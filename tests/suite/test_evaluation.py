@@ -78,7 +78,9 @@ def test_a_model_of_its_own_is_measured_in_every_mode(method, weights, fp_output
     one, two = ([{k: v for k, v in line.items() if k != "switch_ms"} for line in r["results"]] for r in (record, again))
     assert one == two == json.loads(json.dumps(one))
     if method in TRAINED:
-        assert record["cost"]["labels"] == 1000 and record["cost"]["epochs"] == 1 and len(record["training"]["loss"]) == 1
+        assert (
+            record["cost"]["labels"] == 1000 and record["cost"]["epochs"] == 1 and len(record["training"]["loss"]) == 1
+        )
         with pytest.raises(InputError, match="Give --fp-outputs"):
             evaluate_model(tmp_path, "test", None, None, CPU)
     else:
@@ -86,7 +88,7 @@ def test_a_model_of_its_own_is_measured_in_every_mode(method, weights, fp_output
 
 
 def test_a_result_is_in_percent_and_nats():
-    assert result(W3, 1, 3, 0.12345678) == {
+    assert result(W3, torch.tensor([True, False, False]), 0.12345678) == {
         "width": "W3A3", "w_bits": 3, "a_bits": 3, "top1": 33.3333, "kl": 0.123457, "correct": 1, "images": 3}  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The trainer: schedules, checkpoints, what it draws, what it refuses."""
 
+import contextlib
 import pickle
 from pathlib import Path
 
@@ -31,10 +32,8 @@ def trained(folder, settings: Training, stop_after: int | None = None):
         if epoch == stop_after:
             raise KeyboardInterrupt
 
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         trainer.train(network, labelled(), settings, 3, CPU, progress, checkpoint=folder / "training.pt")
-    except KeyboardInterrupt:
-        pass
     return network, epochs
 
 

@@ -2,15 +2,14 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from plan import Plan, outputs_of
 
 from ptmq.common.errors import InputError
 from ptmq.suite.profile import read_profile, validate
+from tests.toys import ROOT
 
-ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "results/published"
 MINE = {"per_width": True, "backbones": ["resnet20"], "widths": ["W3A3", "W4A4"]}
 
@@ -119,3 +118,32 @@ def test_from_records_reports_what_has_a_record(tmp_path):
     plan = Plan(profile, str(tmp_path / "own"), str(PUBLISHED), from_records=True)
     assert set(plan.records) == {str(path) for path in (tmp_path / "own/records").rglob("*.json")}
     assert set(plan.planned) == set(plan.runs) | set(plan.ceilings.values()), "what was not run is told"
+
+
+VARIANTS = {"default": {}, "gd_none": {"gd": "none"}, "mfm_1": {"mfm": "1", "seeds": [0]}}
+
+
+def digits(variants: dict, **changes) -> dict:
+    """The embedded profile with variants of PTMQ."""
+    profile = {**read_profile(ROOT / "workflow/config/digits.yaml"), **changes}
+    profile["methods"] = {**profile["methods"], "ptmq": {"variants": variants}}
+    return profile
+
+
+def test_an_ablation_reads_the_default_its_variants_and_the_floor():
+    plan = plan_of(digits(VARIANTS, seeds=[0, 1]), "results/digits")
+    assert plan.ablated == ["mfm", "gd"] and {"ablation_mfm", "ablation_gd"} <= set(plan.wanted())
+    kinds = {(plan.runs[path.removeprefix("results/digits/records/").removesuffix(".json")].method, path.split("/")[5])
+             for path in plan.ablation_records("gd")}  # fmt: skip
+    assert kinds == {("ptmq", "default"), ("ptmq", "gd_none"), ("nearest_mse", "default")}
+
+
+@pytest.mark.parametrize("variants, message", [
+    ({"default": {}}, "no variant of ptmq whose name begins with 'gd_'"),
+    ({"gd_none": {"gd": "none"}}, "'default' of the same backbone and seed, which is missing for digits_resnet, seed 0"),
+    ({"default": {}, "gd_none": {"gd": "none", "seeds": [1]}}, "missing for digits_resnet, seed 1"),
+])  # fmt: skip
+def test_what_cannot_be_compared_is_said(variants, message):
+    plan = plan_of(digits(variants), "results/digits")
+    with pytest.raises(InputError, match=message):
+        plan.ablation_records("gd")

@@ -50,7 +50,7 @@ OF_PTMQ = {"evaluate", "blocks", "mixed", "frontier"}
 @pytest.mark.parametrize("file, reruns", [
     ("baselines/nearest.py", {"nearest", "evaluate"} | SUMMARY),
     ("ptmq/methods/ptmq.py", {"ptmq"} | OF_PTMQ | SUMMARY),
-    ("ptmq/models/cifar_resnet.py", {"train", "fp32", "ptmq", "nearest"} | OF_PTMQ | SUMMARY),
+    ("ptmq/models/definitions/cifar_resnet.py", {"train", "fp32", "ptmq", "nearest"} | OF_PTMQ | SUMMARY),
     ("ptmq/reconstruction/losses.py", {"ptmq", "nearest"} | OF_PTMQ | SUMMARY),
     ("ptmq/suite/frontier.py", {"mixed", "frontier", "verdict", "mlflow", "all"}),
     ("workflow/scripts/accuracy.py", {"accuracy", "mlflow", "all"}),

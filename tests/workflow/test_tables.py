@@ -1,69 +1,117 @@
-"""Tables in the formats that are read: what a paper can compile, what a page can show, what stands in which table."""
+"""Tables: what stands in which, in formats that a paper can compile and a page can show."""
 
-import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from tables import write
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "workflow" / "scripts"
-GROUPS = {"low": ["W3A3"], "high": ["W8A8"]}
+from tests.records import BOTH, FP, Results, record, script
+from tests.toys import ROOT
 
 
-def script(name: str, *arguments) -> None:
-    command = [sys.executable, SCRIPTS / f"{name}.py", *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+# ---------------------------------------------------------------- what stands where
+def test_cells_are_mean_and_deviation_over_seeds(results):
+    table = results.table()
+    assert list(table.index) == ["fp32", "qdrop", "ptmq"], "ceiling first, PTMQ last"
+    assert list(table.columns) == ["backbone", "variant", "W3A3", "W8A8", "W32A32"]
+    assert table.loc["ptmq", ["W3A3", "W8A8"]].tolist() == ["81.00 ± 1.41", "91.00 ± 0.00"]
+    assert table.loc["qdrop", "W3A3"] == "82.00" and table.loc["fp32", "W32A32"] == "92.00"
 
 
-def record(
-    folder: Path, method: str, seed: int, top1: float, code: str | None = "aa", backbone: str = "toy", **cost
-) -> str:
-    """Write a record as the evaluation stage does; its name with widths, as the rules give them."""
-    label = "W32A32" if method == "fp32" else "multi"
-    widths = [label] if method == "fp32" else ["W3A3", "W8A8"]
-    name = f"{backbone}/{method}/default/{label}/seed{seed}"
-    bits = [tuple(map(int, width[1:].split("A"))) for width in widths]
-    body = {
-        "format": 1, "split": "test", "fp_top1": 92.0, "commit": "0123", "units": [],
-        "results": [{"width": width, "w_bits": w, "a_bits": a, "top1": top1, "kl": 0.1, "correct": int(top1), "images": 100}
-                    for width, (w, a) in zip(widths, bits, strict=True)],
-        "run": {"backbone": backbone, "method": method, "variant": "default", "label": label, "seed": seed,
-                "dataset": "digits", "calibration_images": 64, "groups": None if method == "fp32" else GROUPS},
-        "protocol": {} if method == "fp32" else {"iterations": 5, "batch_size": 8},
-        "cost": {"seconds": 10.0 + seed, "peak_mb": 3.0, "evaluation_seconds": 1.0} | cost,
-        "sha256": {"weights": "ab", "data": {}},
-        "environment": {"torch": "2", "device": "cpu", "threads": 1, "device_name": "a processor", "cores": 2},
-    }  # fmt: skip
-    if code:
-        body["code_sha256"] = code
-    path = folder / "records" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(body))
-    return f"{name}:{','.join(widths)}"
+def test_markdown_and_latex_say_the_same(results):
+    results.table()
+    lines = (results.root / "tables/accuracy.md").read_text().splitlines()
+    assert lines[:2] == ["| backbone | method | variant | W3A3 | W8A8 | W32A32 |", "|---|---|---|---|---|---|"]
+    assert lines[-1] == "| toy | ptmq | default | 81.00 ± 1.41 | 91.00 ± 0.00 |  |"
+    text = (results.root / "tables/accuracy.tex").read_text()
+    assert r"toy & ptmq & default & 81.00 $\pm$ 1.41 & 91.00 $\pm$ 0.00 &  \\" in text
 
 
-def collected(folder: Path, *names: str) -> pd.DataFrame:
-    script("collect", "--root", folder, "--out", folder / "runs.csv", "--own", *names)
-    return pd.read_csv(folder / "runs.csv", keep_default_na=False)
+def test_cost_counts_what_all_widths_need(results):
+    """A single-width method needs a calibration for each width of the groups, run or not; others are left out."""
+    results.add(record("qdrop", {"W3A32": 90.0}, label="W3A32", cost={"seconds": 70.0}))
+    results.add(record("adaround", {"W3A3": 80.0}, label="W3A3", cost={"seconds": 4.0}))
+    cost = results.table("cost")
+    given = ["calibrations", "s a calibration", "s for all widths"]
+    assert cost.loc["ptmq", given].tolist() == ["1", "10 ± 0", "10"]
+    assert cost.loc["qdrop", given].tolist() == ["2", "10 ± 0", "20"], "the width beside the groups is not charged"
+    assert cost.loc["adaround", given].tolist() == ["2", "4", "8"]
 
 
-@pytest.fixture
-def tables(tmp_path) -> Path:
-    """The tables of three networks' runs."""
-    names = [record(tmp_path, "fp32", 0, 92.0), record(tmp_path, "nearest_mse", 0, 80.1, backbone="toy_2")]
-    names += [record(tmp_path, "ptmq", seed, 80.0 + seed, load_start=1.0, load_end=2.0) for seed in range(3)]
-    collected(tmp_path, *names)
-    script("tables", "--runs", tmp_path / "runs.csv", "--out", tmp_path / "tables")
-    return tmp_path / "tables"
+def test_cost_says_what_was_given(two_ways):
+    cost = two_ways.table("cost").reset_index().set_index(["method", "variant"])
+    given = ["images", "labels", "epochs", "iterations in all", "images a switch", "ms a switch"]
+    assert list(cost.loc[("multiquant", "default"), given]) == ["1000", "1000", "5", "35", "1000", "20"]
+    assert list(cost.loc[("ptmq", "default"), given]) == ["64", "", "", "5", "", ""]
+
+
+def test_cost_says_what_else_the_machine_did(tmp_path):
+    results = Results(tmp_path)
+    results.add(record("ptmq", BOTH, cost={"load_start": 1.0, "load_end": 2.0}))
+    results.add(record("nearest_mse", BOTH))
+    assert results.table("cost").load.to_dict() == {"ptmq": "1.0 to 2.0", "nearest_mse": ""}
+
+
+def test_another_way_to_measure_a_model_is_a_row_of_its_own(two_ways):
+    table = two_ways.table().reset_index().set_index(["method", "variant"])
+    assert table.loc[("multiquant", "default"), "W3A3"] == "85.00"
+    assert table.loc[("multiquant", "default+no_recalibration"), "W3A3"] == "10.00"
+
+
+def test_what_is_missing_is_said_and_leaves_the_rest(results):
+    for width in ("W3A3", "W8A8"):
+        results.path("qdrop", label=width).unlink()
+    log = results.root / "logs/quantize/toy/qdrop/default/W3A3/seed0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: ...")
+    table = results.table("accuracy", "--partial")
+    assert table.loc["qdrop", ["W3A3", "W8A8"]].tolist() == [f"failed ({log})", "not run"]
+    assert table.loc["ptmq", "W3A3"] == "81.00 ± 1.41"
+    assert results.table("cost", "--partial").loc["ptmq", "peak MiB"] == "3", "whole numbers stay whole beside it"
+
+
+def test_a_seed_that_is_missing_hides_no_other(results):
+    results.path("ptmq", 1).unlink()
+    assert results.table("accuracy", "--partial").loc["ptmq", "W3A3"] == "80.00, 1 of 2 seeds, else not run"
+
+
+def test_a_missing_seed_is_told_for_every_way_of_measuring(two_ways):
+    two_ways.names.append("toy/multiquant/default/multi/seed1:W3A3")
+    table = two_ways.table("accuracy", "--partial").reset_index().set_index(["method", "variant"])["W3A3"]
+    assert table["multiquant", "default"] == "85.00, 1 of 2 seeds, else not run"
+    assert table["multiquant", "default+no_recalibration"] == "10.00, 1 of 2 seeds, else not run"
+
+
+def test_published_rows_stand_beside_ones_own(results, tmp_path):
+    out = tmp_path / "runs.csv"
+    script("collect", "--root", results.root, "--out", out, "--own", *results.names[:2],
+           "--published", results.root, *results.names)  # fmt: skip
+    script("tables", "--runs", out, "--out", tmp_path)
+    table = pd.read_csv(tmp_path / "accuracy.csv", dtype=str, keep_default_na=False)
+    rows = table.set_index(["method", "variant"])["W3A3"]
+    assert rows["ptmq", "default"] == "80.00" and rows["ptmq", "published"] == "81.00 ± 1.41"
+    assert rows["qdrop", "published"] == "82.00" and list(table.method).count("fp32") == 1, "the ceiling stands once"
+
+
+def test_divergence_leaves_out_methods_that_train_with_labels(two_ways):
+    table = two_ways.table("divergence")
+    assert set(table.index) == {"qdrop", "ptmq"} and set(table["W3A3"]) == {"0.1000"}
 
 
 # ---------------------------------------------------------------- LaTeX
+@pytest.fixture
+def two_networks(tmp_path):
+    """The folder of the tables of two networks' runs."""
+    results = Results(tmp_path)
+    results.add(record("fp32", FP, label="W32A32"))
+    results.add(record("nearest_mse", BOTH, run={"backbone": "toy_2"}))
+    for seed in range(3):
+        results.add(record("ptmq", BOTH, seed, cost={"load_start": 1.0, "load_end": 2.0}))
+    results.table()
+    return tmp_path / "tables"
+
+
 def rows_of(tabular: str) -> list[list[str]]:
     """The cells of a tabular, row by row."""
     body = re.sub(r"\\(toprule|midrule|bottomrule)\n", "", tabular.partition("\n")[2])
@@ -108,19 +156,19 @@ def test_what_the_parser_refuses():
 
 
 @pytest.mark.parametrize("name", ["accuracy", "cost", "divergence"])
-def test_latex_compiles(tables, name):
-    compiles((tables / f"{name}.tex").read_text())
+def test_latex_compiles(two_networks, name):
+    compiles((two_networks / f"{name}.tex").read_text())
 
 
 def test_every_published_table_compiles():
-    published = sorted((ROOT / "results").rglob("tables/*.tex"))
+    published = sorted((ROOT / "results/published").rglob("tables/*.tex"))
     assert published
     for path in published:
         compiles(path.read_text())
 
 
-def test_a_network_is_a_table_with_a_caption_and_a_label(tables):
-    text = (tables / "accuracy.tex").read_text()
+def test_a_network_is_a_table_with_a_caption_and_a_label(two_networks):
+    text = (two_networks / "accuracy.tex").read_text()
     assert text.count(r"\begin{table}") == 2
     assert r"\caption{accuracy, toy\_2}" in text and r"\label{tab:accuracy-toy-2}" in text
 
@@ -133,78 +181,3 @@ def test_wide_tables_are_scaled_to_the_text(tmp_path):
     write(narrow.assign(**{f"column {i}": "1234567" for i in range(14)}), tmp_path / "wide", by=None)
     compiles((tmp_path / "wide.tex").read_text())
     assert r"\resizebox{\linewidth}" in (tmp_path / "wide.tex").read_text()
-
-
-# ---------------------------------------------------------------- what stands where
-def test_accuracy_has_the_widths_and_cost_what_was_given(tables):
-    accuracy = pd.read_csv(tables / "accuracy.csv", keep_default_na=False)
-    assert list(accuracy.columns) == ["backbone", "method", "variant", "W3A3", "W8A8", "W32A32"]
-    cost = pd.read_csv(tables / "cost.csv", keep_default_na=False, dtype=str).set_index("method")
-    assert cost.loc["ptmq", ["images", "s a calibration", "s for all widths", "load"]].tolist() == [
-        "64", "11 ± 1", "11", "1.0 to 2.0"]  # fmt: skip
-    assert cost.loc["nearest_mse", "load"] == ""
-
-
-def test_markdown_has_a_row_a_line_and_no_padding(tables):
-    lines = (tables / "accuracy.md").read_text().splitlines()
-    assert lines[:2] == ["| backbone | method | variant | W3A3 | W8A8 | W32A32 |", "|---|---|---|---|---|---|"]
-    assert lines[2] == "| toy | fp32 | default |  |  | 92.00 |"
-    assert lines[3] == "| toy | ptmq | default | 81.00 ± 1.00 | 81.00 ± 1.00 |  |"
-
-
-# ---------------------------------------------------------------- one code state
-def test_rows_of_one_code_state_are_not_marked(tmp_path):
-    found = collected(tmp_path, *[record(tmp_path, "ptmq", seed, 80.0, "aa") for seed in range(2)])
-    assert set(found.code_sha256) == {"aa"} and set(found.mixed_code) == {""}
-
-
-def test_rows_of_several_code_states_are_marked(tmp_path):
-    names = [record(tmp_path, "ptmq", seed, 80.0, code) for seed, code in enumerate(["aa", "bb"])]
-    found = collected(tmp_path, *names, record(tmp_path, "nearest_mse", 0, 80.0, "cc")).set_index("method")
-    assert set(found.loc["ptmq", "mixed_code"]) == {"2 code states"}
-    assert set(found.loc["nearest_mse", "mixed_code"]) == {""}, "another method's code is its own"
-    script("tables", "--runs", tmp_path / "runs.csv", "--out", tmp_path / "tables")
-    cost = pd.read_csv(tmp_path / "tables/cost.csv", keep_default_na=False).set_index("method")
-    assert cost.loc["ptmq", "code"] == "2 code states"
-
-
-@pytest.mark.parametrize("codes, said", [([None, None], "code not recorded"), (["aa", None], "some not recorded")])
-def test_older_records_say_that_they_do_not_say(tmp_path, codes, said):
-    found = collected(tmp_path, *[record(tmp_path, "ptmq", seed, 80.0, code) for seed, code in enumerate(codes)])
-    assert set(found.mixed_code) == {said}
-
-
-# ---------------------------------------------------------------- what the evaluation kept
-def test_kept_answers_are_named_from_the_table(tmp_path):
-    import hashlib
-
-    name = record(tmp_path, "ptmq", 0, 80.0)
-    kept = tmp_path / "records/toy/ptmq/default/multi/seed0.correct.safetensors"
-    assert set(collected(tmp_path, name).correct_file) == {""}
-    kept.write_bytes(b"bits")
-    path = kept.with_name("seed0.json")
-    body = json.loads(path.read_text())
-    body["sha256"]["correct"] = hashlib.sha256(b"bits").hexdigest()
-    path.write_text(json.dumps(body))
-    (file,) = set(collected(tmp_path, name).correct_file)
-    assert (tmp_path / file) == kept
-    kept.write_bytes(b"other bits")
-    command = [
-        sys.executable,
-        SCRIPTS / "collect.py",
-        "--root",
-        tmp_path,
-        "--out",
-        tmp_path / "runs.csv",
-        "--own",
-        name,
-    ]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode and "is not the file that seed0.json was written with" in done.stderr
-
-
-def test_images_processed_are_told(tmp_path):
-    """Five iterations of eight images at a width of each of two groups; an epoch of all images."""
-    names = [record(tmp_path, "ptmq", 0, 80.0), record(tmp_path, "multiquant", 0, 80.0, epochs=3, images=100)]
-    found = collected(tmp_path, *names).set_index("method").images_processed
-    assert set(found["ptmq"]) == {5 * 8 * 2} and set(found["multiquant"]) == {300}

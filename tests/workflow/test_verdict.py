@@ -2,8 +2,6 @@
 
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -11,7 +9,9 @@ import pandas as pd
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.records import script
+from tests.toys import ROOT
+
 PUBLISHED = ROOT / "workflow" / "published.yaml"
 NEAR_W3, NEAR_W4 = (
     f"close to a single-width method at {width}: {ours} against QDrop's {qdrop} on ResNet-18 [resnet20, 500 iterations]"
@@ -88,11 +88,7 @@ def row(method: str, variant: str, bits: int, seed: int, top1: float, **changes)
 def verdict(folder: Path, rows: list[dict], *more) -> pd.DataFrame:
     """The table of these runs, by claim; checks lie beside it."""
     pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
-    command = [sys.executable, ROOT / "workflow/scripts/verdict.py", "--published", PUBLISHED, "--out", folder]
-    done = subprocess.run(
-        [*map(str, command), "--runs", str(folder / "runs.csv"), *map(str, more)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    script("verdict", "--published", PUBLISHED, "--out", folder, "--runs", folder / "runs.csv", *more)
     return pd.read_csv(folder / "verdict.csv", keep_default_na=False).set_index("claim")
 
 

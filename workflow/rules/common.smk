@@ -24,7 +24,7 @@ os.environ.update(
 from plan import ABLATIONS, FP_RUN, Plan, outputs_of
 from ptmq.common.errors import InputError
 from ptmq.common.provenance import code_sha256, file_of_method
-from ptmq.models.zoo import BACKBONES
+from ptmq.models.backbone import find_backbone
 from ptmq.suite.profile import FP32, validate
 
 PUBLISHED = os.path.relpath(PROJECT / "results/published")
@@ -69,12 +69,12 @@ if not FROM_RECORDS:
 DEVICE, THREADS = PROFILE.get("device", "auto"), PROFILE.get("threads", 1)
 if FROM_RECORDS and not any(map(os.path.exists, PLAN.records)):
     raise WorkflowError(f"from_records is true, but {OUT}/records has no record of a run of the profile. Leave it out.")
-TRAINED = [b for b in PROFILE["backbones"] if b in BACKBONES and BACKBONES[b].training]
+TRAINED = [b for b in PROFILE["backbones"] if (entry := find_backbone(b)) and entry.training]
 RUN = "{backbone}/{method}/{variant}/{label}/seed{seed}"
 
 
 wildcard_constraints:
-    backbone="[^/]+",
+    backbone="(timm/|torchvision/)?[^/]+",
     method="[^/]+",
     variant="[^/]+",
     label="[^/]+",
@@ -107,7 +107,7 @@ def code_of(stage):
 
     def of_job(wildcards):
         method = getattr(wildcards, "method", None)
-        entry = BACKBONES.get(getattr(wildcards, "backbone", None))
+        entry = find_backbone(getattr(wildcards, "backbone", ""))
         file = file_of_method(method) if method else None
         return code_sha256(stage, *[file] if file else [], *[entry.build.split(":")[0]] if entry else [])
 
@@ -164,7 +164,7 @@ def check_rules():
 
 def registry_entry(wildcards):
     """The backbone's registry entry, so that a change of it is noticed."""
-    return repr(BACKBONES.get(wildcards.backbone))
+    return repr(find_backbone(wildcards.backbone))
 
 
 def spec(wildcards):

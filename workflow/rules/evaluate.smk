@@ -22,7 +22,7 @@ rule fp32:
     params:
         code=code_of("ptmq.suite.evaluation"),
         options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
-        images=f"--images {PROFILE['dataset']}",
+        images=f"--images {shlex.quote(PROFILE['dataset'])}",
         entry=registry_entry,
     shell:
         logged(

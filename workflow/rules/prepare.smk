@@ -11,7 +11,7 @@ rule data:
         "../../environment.yml"
     params:
         code=code_of("ptmq.data.datasets"),
-        options=f"--dataset {PROFILE['dataset']} {option('data-dir')} {option('offline')}",
+        options=f"--dataset {shlex.quote(PROFILE['dataset'])} {option('data-dir')} {option('offline')}",
     shell:
         logged("python -m ptmq data {params.options} --out {output}")
 

@@ -82,3 +82,28 @@ use rule quantize as multiquant with:
 use rule quantize as robustquant with:
     wildcard_constraints:
         method="robustquant",
+
+
+use rule quantize as nested with:
+    wildcard_constraints:
+        method="nested",
+
+
+use rule quantize as nearest_corrected with:
+    wildcard_constraints:
+        method="nearest_corrected",
+
+
+use rule quantize as genie with:
+    wildcard_constraints:
+        method="genie",
+
+
+use rule quantize as matgptq with:
+    wildcard_constraints:
+        method="matgptq",
+
+
+use rule quantize as quept with:
+    wildcard_constraints:
+        method="quept",

@@ -1,4 +1,4 @@
-"""Every published table and figure, from the published records alone: no data, weights, torch or GPU.
+"""Every published table, figure and number of a page, from the published records: no data, weights, torch or GPU.
 
     paper.py --published results/published
 
@@ -10,6 +10,7 @@ import importlib
 import os
 from pathlib import Path
 
+import pages
 from plan import Plan
 
 from ptmq.suite.profile import read_profile
@@ -39,6 +40,8 @@ def rebuild(published: Path) -> None:
     for script, *arguments in commands(published):
         print(script, *arguments[:4], flush=True)
         importlib.import_module(script).main([os.path.expandvars(argument) for argument in arguments])
+    if published.resolve() == PROJECT / "results" / "published":  # the pages show these, and no other folder's
+        pages.main([])
 
 
 def main() -> None:

@@ -1,0 +1,182 @@
+"""The method with one code for all widths: what it learns, what it saves."""
+
+import pytest
+import torch
+
+from ptmq.api import load_model, save_model
+from ptmq.common.bits import BitGroups
+from ptmq.common.errors import InputError
+from ptmq.common.files import load_tensors
+from ptmq.methods.interface import create
+from ptmq.models.zoo import BACKBONES
+from ptmq.network.serialization import TENSORS
+from ptmq.quantization.weight_quantizer import NestedWeightQuantizer, RoundedWeightQuantizer
+from ptmq.reconstruction.engine import ResumeFile
+
+GROUPS = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
+BACKBONE = BACKBONES["digits_resnet"]
+QUICK = {"iterations": 20, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BACKBONE.network().eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def calibrated(network, images, resume=None, progress=lambda *told: None, **settings):
+    """The method with these settings, the model and the records of its units."""
+    method = create("nested", {**QUICK, **settings}, GROUPS.widths, GROUPS)
+    model = method.build(network, BACKBONE.blocks).eval()
+    records = method.calibrate(model, images, 0, resume=resume, progress=progress)
+    return method, model.requires_grad_(False), records
+
+
+@pytest.fixture(scope="module")
+def learned(network, images):
+    return calibrated(network, images)
+
+
+@torch.no_grad()
+def error(model, network, images, width) -> float:
+    """Squared error of the logits against the FP network's."""
+    model.set_bits(width.weight, width.activation)
+    return float((model(images) - network(images)).square().mean())
+
+
+def inner(model):
+    """The layers that are not at the edges."""
+    return [layer for unit in model.units[1:-1] for layer in unit.layers]
+
+
+def test_low_widths_learn_a_bit_and_the_others_need_none(learned):
+    _, model, _ = learned
+    assert all(layer.quantizer.learned.tolist() == [3, 4] for layer in inner(model))
+    assert all(not len(layer.quantizer.learned) for unit in (model.units[0], model.units[-1]) for layer in unit.layers)
+    weights = sum(layer.quantizer.code.numel() for layer in inner(model))
+    edges = sum(layer.quantizer.code.numel() for layer in model.layers) - weights
+    assert model.bits_per_weight() == pytest.approx((10 * weights + 8 * edges) / (weights + edges), abs=0.01)
+
+
+def test_nothing_learned_is_8_bits_for_each_weight(network, images):
+    _, model, records = calibrated(network, images, iterations=0)
+    assert model.bits_per_weight() == 8 and records == []
+    assert any(layer.correction.shift["W3A3"].any() for layer in model.layers)
+
+
+@pytest.mark.parametrize("width", GROUPS.widths, ids=str)
+def test_a_correction_learned_or_matched_brings_the_logits_nearer(width, network, images, learned):
+    _, plain, _ = calibrated(network, images, iterations=0, correction="none")
+    rounded, best = error(plain, network, images, width), error(learned[1], network, images, width)
+    _, matched, _ = calibrated(network, images, iterations=0)
+    assert error(matched, network, images, width) < rounded
+    assert best < rounded or width.weight == 8, "8 bits leave next to nothing to correct"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"correction": "none"}, {"correction": "shift"}, {"correction_check": 0.0}], ids=str
+)
+def test_a_correction_is_as_it_was_asked_for(settings, network, images):
+    _, model, _ = calibrated(network, images, **settings)
+    corrections = [layer.correction for layer in model.layers]
+    if settings.get("correction") == "none":
+        assert corrections == [None] * len(corrections)
+        return
+    gains = any(gain.any() for correction in corrections for gain in correction.gain.values())
+    assert gains == (settings.get("correction") != "shift")
+    assert not any(p.requires_grad for correction in corrections for p in correction.parameters())
+
+
+@pytest.mark.parametrize("draw", ["low", "groups"])
+def test_every_iteration_draws_the_low_widths_and_at_times_one_more_or_one_of_each_group(draw):
+    (hooks,) = create("nested", {"draw": draw}, GROUPS.widths, GROUPS).passes()
+    generator = torch.Generator().manual_seed(0)
+    drawn = [[width.weight for width in hooks.draw(generator)] for _ in range(100)]
+    if draw == "low":
+        others = [bits[2] for bits in drawn if len(bits) == 3]
+        assert all(bits[:2] == [3, 4] for bits in drawn) and set(others) == {5, 6, 7, 8}
+        assert 30 < len(others) < 70, "in half of the iterations"
+    else:
+        assert all(len({bits in group for group in ((3, 4), (5, 6), (7, 8))}) for bits in drawn)
+        assert {bits for one in drawn for bits in one} == {3, 4, 5, 6, 7, 8}
+
+
+def test_own_grids_are_a_setting(network, images):
+    _, model, _ = calibrated(network, images, anchor=0)
+    layer = inner(model)[0]
+    assert isinstance(layer.quantizer, RoundedWeightQuantizer) and not isinstance(
+        layer.quantizer, NestedWeightQuantizer
+    )
+    steps = layer.quantizer.step_sizes()
+    assert not torch.equal(steps[4] * 16, steps[8])
+    nearest = create("nearest_mse", {}, GROUPS.widths).build(network, BACKBONE.blocks)
+    nearest.search_step_sizes(images, "shrink")
+    same = [
+        torch.equal(a, b) for a, b in zip(layer.quantizer.rounding, inner(nearest)[0].quantizer.rounding, strict=True)
+    ]
+    assert same == [False, False, True, True, True, True], "only low widths learn their rounding"
+
+
+class TestSaved:
+    def test_one_byte_and_packed_planes_and_no_floating_point_weight(self, learned, tmp_path):
+        method, model, _ = learned
+        save_model(tmp_path, model, "digits_resnet", method, {})
+        tensors, _ = load_tensors(tmp_path / TENSORS)
+        assert not [name for name in tensors if name.endswith(".weight")]
+        codes = {name: tensor for name, tensor in tensors.items() if name.endswith("quantizer.code")}
+        assert len(codes) == len(list(model.layers))
+        assert all(tensor.dtype == torch.uint8 for tensor in codes.values())
+        bits = sum(
+            8 * t.numel() for name, t in tensors.items() if name.endswith(("quantizer.code", "quantizer.planes"))
+        )
+        assert model.bits_per_weight() == pytest.approx(bits / sum(t.numel() for t in codes.values()))
+
+    def test_it_gives_the_same_logits_at_every_width_and_refuses_floating_point(self, learned, images, tmp_path):
+        method, model, _ = learned
+        save_model(tmp_path, model, "digits_resnet", method, {})
+        loaded, _ = load_model(tmp_path)
+        for width in GROUPS.widths:
+            for either in (model, loaded):
+                either.set_bits(width.weight, width.activation)
+            with torch.no_grad():
+                assert torch.equal(loaded(images), model(images))
+        with pytest.raises(InputError, match="no floating-point weights"):
+            loaded.set_bits(32, 32)
+        assert loaded.bits_per_weight() == model.bits_per_weight()
+
+
+def test_an_interrupted_run_continues_to_the_same_model(network, images, learned, tmp_path):
+    class Interrupted(Exception):
+        pass
+
+    def stop(unit: str, iterations: int, loss: float) -> None:
+        if unit == "layer2.0":
+            raise Interrupted
+
+    resume = ResumeFile(tmp_path / "unfinished.safetensors")
+    with pytest.raises(Interrupted):
+        calibrated(network, images, resume, stop)
+    _, model, records = calibrated(network, images, resume)
+    assert records == learned[2]
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in learned[1].state_dict().items())
+
+
+def test_every_width_may_share_its_weight_bits_with_another(network, images):
+    widths = BitGroups(("W4A4",), ("W4A8", "W6A6"))
+    method = create("nested", QUICK, widths.widths)
+    model = method.build(network, BACKBONE.blocks).eval()
+    method.calibrate(model, images, 0)
+    layer = inner(model)[0]
+    assert layer.quantizer.learned.tolist() == [4] and set(layer.correction.gain) == {"W4A4", "W4A8", "W6A6"}
+
+
+def test_drawing_from_groups_needs_groups():
+    with pytest.raises(InputError, match="groups"):
+        create("nested", {"draw": "groups"}, GROUPS.widths)

@@ -1,0 +1,127 @@
+"""One code for all widths: the grid, the codes, the bit planes."""
+
+import pytest
+import torch
+
+from ptmq.quantization.step_size import SEARCHES, nested
+from ptmq.quantization.weight_quantizer import NestedWeightQuantizer, pack_bits, unpack_bits
+
+WIDTHS = [3, 4, 5, 6, 7, 8]
+
+
+def weight_of(kind: str, shape=(6, 4, 3, 3)) -> torch.Tensor:
+    """Weights that lie around 0, on one side of it, or (in some channels) nowhere else."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    if kind == "positive":
+        weight = weight.abs() + 0.3
+    if kind == "negative":
+        weight = -weight.abs() - 0.3
+    if kind == "dead":
+        weight[::2] = 0
+    return weight
+
+
+def searched(
+    weight: torch.Tensor, widths=WIDTHS, fixed=None, anchor: int = 4, search="shrink"
+) -> NestedWeightQuantizer:
+    quantizer = NestedWeightQuantizer(weight.shape, widths, fixed, anchor)
+    quantizer.search_step_sizes(weight, search)
+    return quantizer
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 64, 100])
+def test_packed_bits_come_back(count):
+    bits = torch.randint(0, 2, (count,), generator=torch.Generator().manual_seed(count))
+    packed = pack_bits(bits)
+    assert packed.dtype == torch.uint8 and len(packed) == -(-count // 8)
+    assert torch.equal(unpack_bits(packed, count), bits.to(torch.uint8))
+
+
+@pytest.mark.parametrize("kind", ["both", "positive", "negative", "dead"])
+@pytest.mark.parametrize("search", sorted(SEARCHES))
+class TestGrid:
+    def test_every_coarser_grid_is_part_of_the_finest_and_holds_0(self, kind, search):
+        quantizer = searched(weight_of(kind), search=search)
+        finest, zero = quantizer.grid(8)
+        values = (torch.arange(256) - zero.flatten()[:, None]) * finest.flatten()[:, None]  # (out, 256)
+        for bits in WIDTHS:
+            step, zero = quantizer.grid(bits)
+            assert torch.equal(zero, zero.round()) and zero.min() >= 0 and zero.max() <= 2**bits - 1
+            coarse = (torch.arange(2**bits) - zero.flatten()[:, None]) * step.flatten()[:, None]
+            assert torch.equal(coarse, values[:, :: 2 ** (8 - bits)])
+
+    def test_no_weight_is_further_from_its_code_than_from_the_end_of_the_range(self, kind, search):
+        weight = weight_of(kind)
+        quantizer = searched(weight, search=search)
+        for bits in WIDTHS:
+            step, zero = quantizer.grid(bits)
+            inside = torch.maximum(torch.minimum(weight, (2**bits - 1 - zero) * step), -zero * step)
+            off = (quantizer.quantized(weight, bits) - inside).abs() / step
+            assert off.max() <= 0.5 + 2.0 ** -(9 - bits) + 1e-4, "the byte, rounded, is rounded once more"
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_a_width_is_a_shift_of_the_byte(bits):
+    weight = weight_of("both")
+    quantizer = searched(weight)
+    codes = [
+        min((code + 2 ** (8 - bits) // 2) >> (8 - bits), 2**bits - 1) for code in quantizer.code.flatten().tolist()
+    ]
+    assert quantizer.codes(None, bits).flatten().tolist() == codes
+
+
+def test_a_learned_bit_is_added_to_the_byte_rounded_down():
+    quantizer = searched(weight_of("both"))
+    planes = torch.randint(0, 2, (2, *quantizer.shape), generator=torch.Generator().manual_seed(1))
+    before = quantizer.codes(None, 5)
+    quantizer.set_rounding(planes, {3: torch.ones(()), 4: torch.ones(())})
+    for plane, bits in zip(planes, (3, 4), strict=True):
+        expected = ((quantizer.code.int() >> (8 - bits)) + plane).clamp_max(2**bits - 1)
+        assert torch.equal(quantizer.codes(None, bits).int(), expected)
+    assert torch.equal(quantizer.codes(None, 5), before), "a width whose rounding is not learned"
+
+
+def test_more_bits_are_nearer_to_the_weight():
+    weight = weight_of("both", (16, 32, 3, 3))
+    quantizer = searched(weight)
+    errors = [float((quantizer.quantized(weight, bits) - weight).square().mean()) for bits in WIDTHS]
+    assert errors == sorted(errors, reverse=True) and errors[0] > 10 * errors[-1]
+
+
+def test_the_anchor_decides_which_width_is_served_best():
+    weight = weight_of("both", (64, 64))
+    error = {
+        (anchor, bits): float((searched(weight, anchor=anchor).quantized(weight, bits) - weight).abs().pow(2.4).mean())
+        for anchor in (3, 8)
+        for bits in (3, 8)
+    }
+    assert error[3, 3] < error[8, 3] and error[8, 8] < error[3, 8]
+
+
+def test_a_fixed_width_is_kept_whatever_is_selected():
+    quantizer = searched(weight_of("both"), fixed=8)
+    quantizer.set_bits(3)
+    assert quantizer.bits == 8 and quantizer.widths == [8] and quantizer.bits_per_weight() == 8
+
+
+def test_the_state_alone_gives_every_weight_again():
+    weight = weight_of("both")
+    quantizer = searched(weight)
+    quantizer.set_rounding(torch.ones(1, *weight.shape, dtype=torch.int8), {3: torch.ones(())})
+    other = NestedWeightQuantizer(weight.shape, WIDTHS)
+    other.load_state_dict(quantizer.state_dict())
+    for bits in WIDTHS:
+        one, two = quantizer.quantized(weight, bits), other.quantized(None, bits)
+        assert torch.equal(one, two) and one.stride() == two.stride()
+
+
+def test_bits_for_each_weight_are_those_of_byte_and_planes():
+    quantizer = searched(weight_of("both", (8, 16)))
+    assert quantizer.bits_per_weight() == 8
+    quantizer.set_rounding(torch.zeros(2, 8, 16), {3: torch.ones(()), 4: torch.ones(())})
+    assert quantizer.bits_per_weight() == 10
+
+
+def test_a_range_on_one_side_is_stretched_to_0():
+    step, zero = nested(3)(torch.tensor([0.5, -2.0]), torch.tensor([1.5, -1.0]), 4)
+    assert zero.tolist() == [0, 14] and torch.allclose(step, torch.tensor([0.1, 2 / 15]))

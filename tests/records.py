@@ -1,0 +1,102 @@
+"""Run records made here, and the reports that the workflow's scripts make of them, in this process."""
+
+import importlib
+import io
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+GROUPS = {"low": ["W3A3"], "medium": ["W5A5"], "high": ["W8A8"]}
+FP = {"W32A32": 92.0}
+BOTH = {"W3A3": 80.0, "W8A8": 91.0}
+
+
+def script(name: str, *arguments, given: str | None = None) -> None:
+    """Call a script of the workflow with the arguments of a command line; `given` is its standard input."""
+    argv = [name, *map(str, arguments)]
+    with patch.object(sys, "argv", argv), patch.object(sys, "stdin", io.StringIO(given)):
+        importlib.import_module(name).main()
+
+
+def lines_of(top1: dict[str, float]) -> list[dict]:
+    """Results by width, as the evaluation writes them."""
+    bits = {width: tuple(map(int, width[1:].split("A"))) for width in top1}
+    return [
+        {"width": width, "w_bits": bits[width][0], "a_bits": bits[width][1], "top1": value, "kl": 0.1,
+         "correct": int(value), "images": 100}
+        for width, value in top1.items()
+    ]  # fmt: skip
+
+
+def record(method: str, top1: dict[str, float], seed: int = 0, label: str = "multi", **changes) -> dict:
+    """A run record as the evaluation stage writes it; changes: of its parts, such as `cost`, merged into them."""
+    unit = {"unit": "stem", "iterations": 5, "loss": [2.0, 1.0], "error_before": {"W3A3": 0.2},
+            "error_after": {"W3A3": 0.1}}  # fmt: skip
+    body = {
+        "format": 1, "split": "test", "fp_top1": 92.0, "results": lines_of(top1),
+        "run": {"backbone": "toy", "method": method, "variant": "default", "label": label, "seed": seed,
+                "dataset": "digits", "calibration_images": 64, "profile": "p",
+                "groups": None if method == "fp32" else GROUPS},
+        "protocol": {} if method == "fp32" else {"iterations": 5, "batch_size": 8, "lr_rounding": 0.1},
+        "cost": {"seconds": 10.0, "peak_mb": 3.0, "evaluation_seconds": 1.0},
+        "sha256": {"weights": "ab", "data": {}},
+        "environment": {"torch": "2", "device": "cpu", "threads": 1, "device_name": "a processor", "cores": 2},
+        "commit": "0123", "code_sha256": "aa", "units": [unit] if method == "ptmq" else [],
+    }  # fmt: skip
+    for key, value in changes.items():
+        body[key] = body[key] | value if isinstance(value, dict) and key in body else value
+    return body
+
+
+class Results:
+    """A folder of results, with its runs in the order of the rules."""
+
+    def __init__(self, root: Path):
+        self.root, self.names = root, []
+
+    def path(self, method: str, seed: int = 0, label: str = "multi", variant: str = "default", kind="records") -> Path:
+        """Where a record of the toy lies."""
+        return self.root / f"{kind}/toy/{method}/{variant}/{label}/seed{seed}.json"
+
+    def add(self, body: dict, widths: str | None = None) -> Path:
+        """Write a record; widths: those that were asked for, where they are not those that it has."""
+        run = body["run"]
+        name = f"{run['backbone']}/{run['method']}/{run['variant']}/{run['label']}/seed{run['seed']}"
+        asked = widths or ",".join(dict.fromkeys(line["width"] for line in body["results"]))
+        self.names.append(f"{name}:{asked}")
+        path = self.root / "records" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(body))
+        return path
+
+    def collect(self, *options: str) -> pd.DataFrame:
+        """The tidy table of all runs."""
+        script("collect", "--root", self.root, "--out", self.root / "runs.csv", *options, "--own", *self.names)
+        return pd.read_csv(self.root / "runs.csv", keep_default_na=False)
+
+    def table(self, name: str = "accuracy", *options: str) -> pd.DataFrame:
+        """A table of them, its cells as text, by method."""
+        self.collect(*options)
+        script("tables", "--runs", self.root / "runs.csv", "--out", self.root / "tables")
+        path = self.root / "tables" / f"{name}.csv"
+        return pd.read_csv(path, dtype=str, keep_default_na=False).set_index("method")
+
+
+@contextmanager
+def figures(name: str):
+    """The figures that a script would save, by the names of their files; nothing is written."""
+    found = {}
+    with patch.object(importlib.import_module(name), "save", lambda figure, path: found.update({path.name: figure})):
+        yield found
+    for figure in found.values():
+        plt.close(figure)
+
+
+def drawn(axes) -> dict[str, tuple[list, list]]:
+    """The lines of a panel by their labels: x and y."""
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.get_lines()}

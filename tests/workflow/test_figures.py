@@ -1,0 +1,171 @@
+"""Figures show the numbers of the tables, each where it belongs; the same data gives the same files."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import style
+
+from ptmq.methods.interface import discover
+from tests.records import BOTH, drawn, figures, record, script
+
+
+def panels(results, name: str, *options: str) -> dict:
+    """The panels of a figure over runs.csv, by title: their lines."""
+    results.collect(*options)
+    with figures(name) as found:
+        script(name, "--runs", results.root / "runs.csv", "--out", results.root)
+    (figure,) = found.values()
+    return {axes.get_title(): axes for axes in figure.axes}
+
+
+def test_accuracy_draws_the_mean_of_every_method_at_every_width(results):
+    (axes,) = panels(results, "accuracy").values()
+    assert axes.get_title() == "toy, 100 test images"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["W3A3", "W8A8"]
+    lines = drawn(axes)
+    assert lines["PTMQ"] == ([0, 1], [81.0, 91.0]) and lines["QDrop"] == ([0, 1], [82.0, 91.5])
+    assert lines["FP32 (92.00 %)"][1] == [92.0, 92.0]
+    low, high = axes.get_ylim()
+    assert low < 81 and high > 92
+
+
+def test_widths_beside_the_groups_have_a_panel_of_their_own(results):
+    results.add(record("qdrop", {"W3A32": 90.0}, label="W3A32"))
+    results.collect()
+    with figures("accuracy") as found:
+        script("accuracy", "--runs", results.root / "runs.csv", "--out", results.root)
+    inside, beside = found["accuracy"].axes
+    assert [label.get_text() for label in beside.get_xticklabels()] == ["W3A32"]
+    assert drawn(beside)["QDrop"][1] == [90.0] and "PTMQ" not in drawn(beside) and "PTMQ" in drawn(inside)
+
+
+def test_cost_draws_one_calibration_and_all_that_are_needed(results):
+    found = panels(results, "cost")
+    assert set(found) == {"toy, W3A3", "toy, W8A8"}
+    lines = drawn(found["toy, W3A3"])
+    assert lines["QDrop"] == ([20.0], [82.0]) and lines["PTMQ"] == ([10.0], [81.0])
+    hollow = [line for line in found["toy, W3A3"].get_lines() if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[10.0]], "one calibration of QDrop"
+
+
+@pytest.mark.parametrize("name", ["accuracy", "cost"])
+def test_the_legend_says_what_lies_below_the_axis(results, name):
+    results.add(record("flexround", {"W3A3": 20.0, "W8A8": 30.0}))
+    for axes in panels(results, name).values():
+        lines, bottom = drawn(axes), axes.get_ylim()[0]
+        assert max(lines["FlexRound (below)"][1]) < bottom < min(lines["PTMQ"][1])
+        assert {"FlexRound (below)", "PTMQ"} <= {text.get_text() for text in axes.get_legend().get_texts()}
+
+
+def test_blocks_draw_the_error_of_every_block_and_the_rounding_before_and_after(results):
+    body = record("ptmq", BOTH, seed=2)
+    units = [("stem", 0.2, 0.1), ("layer1.0", 0.5, 0.3)]
+    body["units"] = [
+        {"unit": name, "iterations": 5, "loss": [], "error_before": {"W3A3": before}, "error_after": {"W3A3": after},
+         "h_before": [5, 5], "h_after": [9, 1]}
+        for name, before, after in units
+    ]  # fmt: skip
+    path = results.add(body)
+    with figures("blocks") as found:
+        script("blocks", "--out", results.root, "--records", path)
+    axes = found["blocks"].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["stem", "layer1.0"]
+    lines = drawn(axes)
+    assert lines["PTMQ"] == ([0, 1], [0.1, 0.3])
+    assert lines["PTMQ, before learning the block"] == ([0, 1], [0.2, 0.5])
+    shares = {patch.get_label(): list(patch.get_data().values) for patch in found["rounding"].axes[0].patches}
+    assert shares == {"before learning": [50.0, 50.0], "after learning": [90.0, 10.0]}
+
+
+def test_nothing_but_the_ceiling_is_drawn_where_nothing_else_was_run(results):
+    for label, method, seed in (("multi", "ptmq", 0), ("multi", "ptmq", 1), ("W3A3", "qdrop", 0), ("W8A8", "qdrop", 0)):
+        results.path(method, seed, label).unlink()
+    assert panels(results, "accuracy", "--partial") == {}
+
+
+# ---------------------------------------------------------------- frontier and ablations
+def frontier_record(seed: int) -> dict:
+    """Of the mixed-precision stage: two uniform widths and two budgets; one more seed is a point better."""
+    points = [
+        {"kind": kind, "budget": budget, "average_bits": bits, "kib": 10 * bits, "bit_operations": int(1e9 * bits),
+         "top1": top1 + seed, "kl": 0.1, "correct": 85, "images": 100}
+        for kind, budget, bits, top1 in (
+            ("uniform", "W3A3", 3.0, 80.0), ("uniform", "W8A8", 8.0, 91.0), ("mixed", "3.50", 3.5, 85.0),
+            ("mixed", "5.50", 5.5, 90.5))
+    ]  # fmt: skip
+    switching = {"switch_ms": 0.1, "switch_images": 0, "prepared_mib": 2.0, "adaptive_bn_ms": 1500.0,
+                 "adaptive_bn_images": 12800}  # fmt: skip
+    body = record("ptmq", {}, seed)
+    kept = ("run", "protocol", "environment", "commit", "fp_top1", "split", "sha256")
+    return {key: body[key] for key in kept} | {"points": points, "switching": switching}
+
+
+@pytest.fixture
+def frontier(results, tmp_path):
+    """The folder that frontier.py wrote, and its figure."""
+    paths = [tmp_path / f"{seed}.json" for seed in (0, 1)]
+    for seed, path in enumerate(paths):
+        path.write_text(json.dumps(frontier_record(seed)))
+    with figures("frontier") as found:
+        script("frontier", "--out", results.root, "--records", *paths)
+    return results.root, found["frontier"]
+
+
+def test_the_frontier_has_uniform_widths_first_each_by_its_bits(frontier):
+    table = pd.read_csv(frontier[0] / "tables/frontier.csv", dtype=str).set_index("budget")
+    assert list(table.index) == ["W3A3", "W8A8", "3.50", "5.50"]
+    assert table.loc["3.50", ["kind", "average_bits", "kib", "seeds", "top1"]].tolist() == [
+        "mixed", "3.50", "35.0", "2", "85.50 ± 0.71"]  # fmt: skip
+    switching = pd.read_csv(frontier[0] / "tables/switching.csv").set_index("backbone")
+    assert switching.loc["toy", ["ms a switch", "images a switch", "s of AdaptiveBN", "seeds"]].tolist() == [
+        0.1, 0, 1.5, 2]  # fmt: skip
+
+
+def test_the_frontier_is_drawn_against_bits_size_and_operations(frontier):
+    bits, kib, operations = map(drawn, frontier[1].axes)
+    for panel, scale in ((bits, 1), (kib, 10), (operations, 1)):
+        assert panel["a width for every block"] == ([3.5 * scale, 5.5 * scale], [85.5, 91.0])
+        assert panel["every block at one width"] == ([3.0 * scale, 8.0 * scale], [80.5, 91.5])
+
+
+def test_an_ablation_compares_variants_with_the_default_seed_by_seed(results):
+    for seed in (0, 1):
+        body = record("ptmq", {"W3A3": 78.0 + 3 * seed, "W8A8": 91.5}, seed)
+        body["run"]["variant"] = "gd_none"
+        body["units"][0]["h_after"] = [40, 40]
+        results.add(body)
+    records = sorted((results.root / "records/toy/ptmq").rglob("*.json"))
+    with figures("ablation") as found:
+        script("ablation", "--root", results.root, "--name", "gd", "--records", *records,
+               "--missing", "toy/ptmq/gd_later/multi/seed0")  # fmt: skip
+    table = pd.read_csv(results.root / "tables/ablation_gd.csv", dtype=str, keep_default_na=False).set_index("variant")
+    assert list(table.index) == ["default", "gd_none", "gd_later"] and table.loc["gd_later", "seeds"] == "not run"
+    # 78 - 80 and 81 - 82: the mean is -1.5
+    assert table.loc["gd_none", "change W3A3"].startswith("-1.50 ± ") and table.loc["default", "change W3A3"] == ""
+    assert table.loc["gd_none", "R [KiB]"] == "0.01", "80 values of one bit"
+    (axes,) = found["ablation_gd"].axes
+    bars = {container.get_label(): [bar.get_width() for bar in container] for container in axes.containers
+            if hasattr(container, "patches")}  # fmt: skip
+    assert bars == {"W3A3": [-1.5], "W8A8": [0.5]}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["gd_none (n = 2)"]
+
+
+# ---------------------------------------------------------------- files and style
+def test_the_same_data_gives_the_same_files(results):
+    results.collect()
+    made = []
+    for folder in ("one", "two"):
+        script("accuracy", "--runs", results.root / "runs.csv", "--out", results.root / folder)
+        made.append({path.name: path.read_bytes() for path in (results.root / folder).iterdir()})
+    assert made[0] == made[1] and set(made[0]) == {f"accuracy.{extension}" for extension in ("pdf", "svg", "png")}
+    assert not plt.get_fignums(), "no figure is left open"
+
+
+def test_no_two_methods_look_alike():
+    names = sorted(discover())
+    styles = {name: style.style_of(name) for name in names}
+    assert len({(colour, marker) for _, colour, marker, _ in styles.values()}) == len(names)
+    assert style.style_of("unheard_of")[0] == "unheard_of"
+    assert style.label_of("ptmq", "gd_none") == "PTMQ (gd none)" and style.label_of("ptmq") == "PTMQ"
