@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.optimize import LinearConstraint, milp
 from torch import Tensor, fx
 
-from ptmq.common.bits import FULL_PRECISION, BitWidth
+from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
 from ptmq.network.layers import QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
