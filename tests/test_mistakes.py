@@ -156,7 +156,8 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["train", "--backbone", "digits_vit", "--set", "epochs", "--out", "o"], "--set needs KEY=VALUE. Got 'epochs'."),
     "an option is missing": (["train", "--out", "o"], "--backbone is missing."),
     "several options are missing": (
-        ["quantize", "--weights", "w", "--out", "x"], "--profile, --backbone, --method are missing"),
+        ["quantize", "--profile", str(ROOT / "workflow/config/digits.yaml"), "--weights", "w", "--out", "x"],
+        "--backbone, --method are missing"),
     "a check of nothing": (["check"], "--profile is missing"),
     "a profile that is a folder": (["check", "--profile", "."], "profile '.' cannot be read: Is a directory"),
     "no repetitions": (["bench", "--repeats", "0"], "--repeats must be at least 1. Got 0."),
@@ -210,7 +211,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a file that is no model": (
         ["evaluate", "--model", "{world}/other", "--out", "o"], "does not describe a calibrated model."),
     "a model of another network": (
-        ["evaluate", "--model", "{world}/mixed_up", "--out", "o"], "does not fit backbone 'digits_vit'"),
+        ["evaluate", "--model", "{world}/mixed_up", "--out", "o"], "no module of the backbone matches its blocks"),
     "outputs of another network": (
         ["evaluate", "--model", "{world}/model", "--fp-outputs", "{world}/weights.safetensors", "--out", "o"],
         "--fp-outputs must be of"),
