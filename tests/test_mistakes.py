@@ -156,8 +156,8 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["train", "--backbone", "digits_vit", "--set", "epochs", "--out", "o"], "--set needs KEY=VALUE. Got 'epochs'."),
     "an option is missing": (["train", "--out", "o"], "--backbone is missing."),
     "several options are missing": (
-        ["quantize", "--profile", str(ROOT / "workflow/config/digits.yaml"), "--weights", "w", "--out", "x"],
-        "--backbone, --method are missing"),
+        ["quantize", "--profile", "workflow/config/digits.yaml", "--out", "x"], "--backbone, --method are missing"),
+    "no profile and no network": (["quantize", "--out", "x"], "--backbone is missing"),
     "a check of nothing": (["check"], "--profile is missing"),
     "a profile that is a folder": (["check", "--profile", "."], "profile '.' cannot be read: Is a directory"),
     "no repetitions": (["bench", "--repeats", "0"], "--repeats must be at least 1. Got 0."),
@@ -211,7 +211,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a file that is no model": (
         ["evaluate", "--model", "{world}/other", "--out", "o"], "does not describe a calibrated model."),
     "a model of another network": (
-        ["evaluate", "--model", "{world}/mixed_up", "--out", "o"], "no module of the backbone matches its blocks"),
+        ["evaluate", "--model", "{world}/mixed_up", "--out", "o"], "does not fit backbone 'digits_vit'"),
     "outputs of another network": (
         ["evaluate", "--model", "{world}/model", "--fp-outputs", "{world}/weights.safetensors", "--out", "o"],
         "--fp-outputs must be of"),
