@@ -1,5 +1,6 @@
 """Cutting a graph into units, each with one input and one output: the stem, the blocks, the head."""
 
+import copy
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -204,11 +205,14 @@ def to_units(
 def require_equal(network: nn.Module, units: Sequence[tuple[str, fx.GraphModule]], example: Tensor) -> None:
     """Raise InputError where units, one after the other, do not give the network's logits; the first that differs."""
     images = some_images(example.flip(0), CHECKED) * 0.75  # none that was recorded: what was taken for constant shows
-    expected, x = result_of(at_inference(network)(images.clone())), images
-    for _, unit in units:
-        x = unit(x)
-    if _equal(x, expected):
+    if _equal(_through(units, images), result_of(at_inference(network)(images.clone()))):
         return
+    doubled = [(name, copy.deepcopy(unit).double()) for name, unit in units]  # or it is float32 that makes them differ
+    try:
+        if _equal(_through(doubled, images.double()), result_of(at_inference(network).double()(images.double()))):
+            return
+    except RuntimeError:  # what asks for float32 in so many words
+        pass
     recording, x = record(at_inference(network), images), images
     found = ""
     for name, unit in units:
@@ -223,6 +227,12 @@ def require_equal(network: nn.Module, units: Sequence[tuple[str, fx.GraphModule]
         f"{float((x - expected).abs().max()):.3g} apart, where the largest value is {float(expected.abs().max()):.3g}. "
         "Something in it is not followed, such as a scripted function, a function of another library, or chance."
     )
+
+
+def _through(units: Sequence[tuple[str, fx.GraphModule]], x: Tensor) -> Tensor:
+    for _, unit in units:
+        x = unit(x)
+    return x
 
 
 def _equal(x: Tensor, expected: Tensor) -> bool:

@@ -87,6 +87,8 @@ def calls(
 
 def moves(graph: fx.GraphModule, node: fx.Node) -> bool:
     """True where a node only moves, joins or pools values."""
+    if node.target is operator.getitem and "shape" not in moved(node)[0].meta:  # one of several outputs
+        return moves(graph, moved(node)[0])
     if node.target is F.pad:  # zeros are on every grid
         return all(value in (None, 0, "constant", "reflect", "replicate", "circular") for value in _padding(node))
     return calls(graph, node, NOTHING, MOVING_FUNCTIONS, MOVING_METHODS) and isinstance(
