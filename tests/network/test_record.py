@@ -64,6 +64,22 @@ def test_the_units_are_the_network_and_hold_all_weights(build):
     assert model(x).isfinite().all()
 
 
+@pytest.mark.parametrize("build", FOLLOWED)
+@torch.no_grad()
+def test_a_model_is_loaded_into_that_of_other_weights_and_goes_to_another_device(build):
+    x = pictures()
+    model = MultiBitModel(random(build), QuantizationSpec(None, [W4]), x)
+    model.search_step_sizes(x, "minmax")
+    other = MultiBitModel(build(), QuantizationSpec(None, [W4]), x)
+    other.load_state_dict(model.state_dict())
+    for bits in (32, 4):
+        model.set_bits(bits, bits)
+        other.set_bits(bits, bits)
+        assert torch.equal(other(x), model(x))
+    model.set_bits(32, 32)
+    assert model.to("meta")(x.to("meta")).shape == other(x).shape, "nothing stays on the CPU"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("build", [AddInPlace, ReluInPlace, FunctionInPlace, Operators, Views])
 def test_no_unit_writes_into_its_input(build):
@@ -239,9 +255,8 @@ def test_what_a_network_keeps_for_itself_is_followed_and_left_to_it():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
-def test_wrappers_are_seen_through(wrap):
+def test_a_wrapper_is_seen_through():
     network = random(TwoNorms)
-    model = MultiBitModel(wrap(network), QuantizationSpec(None, [W4]), pictures())
+    model = MultiBitModel(nn.DataParallel(network), QuantizationSpec(None, [W4]), pictures())
     assert [row.layer for row in model.coverage()][:2] == ["first", "c"]
     torch.testing.assert_close(model(pictures()), network(pictures()), atol=1e-5, rtol=1e-5)
