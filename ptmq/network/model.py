@@ -1,6 +1,7 @@
 """MultiBitModel: one calibrated network that switches its bit-widths at run time."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, ClassVar, cast
 
 import torch
@@ -39,7 +40,7 @@ class Unit(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the unit computes."""
-        return self.layers[0].weight.device
+        return next(chain(self.parameters(), self.buffers())).device
 
     def set_bits(self, width: BitWidth) -> None:
         """Select the width of every layer and quantizer of this unit."""
@@ -74,6 +75,10 @@ class Switchable(nn.Module):
 
     def set_mode(self, mode: str) -> None:
         """Take one of `modes`."""
+
+    def bits_per_weight(self) -> float:
+        """Bits that a weight takes for all widths together; here it is stored in FP32."""
+        return 32.0
 
 
 def known_width(widths: Sequence[BitWidth], weight: int, activation: int) -> BitWidth:

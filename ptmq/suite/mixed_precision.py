@@ -79,10 +79,11 @@ def measure(model: MultiBitModel, images: Tensor) -> Choices:
             }
         x = propagate(unit, x, FULL_PRECISION)
     weights = {
-        unit.name: sum(layer.weight.numel() for layer in unit.layers if not layer.quantizer.fixed)
+        unit.name: sum(layer.quantizer.shape.numel() for layer in unit.layers if not layer.quantizer.fixed)
         for unit in switchable(model)
     }
-    fixed_bits = sum(layer.weight.numel() * layer.quantizer.fixed for layer in model.layers if layer.quantizer.fixed)
+    quantizers = (layer.quantizer for layer in model.layers)
+    fixed_bits = sum(quantizer.shape.numel() * quantizer.fixed for quantizer in quantizers if quantizer.fixed)
     return Choices(weights, sensitivity, fixed_bits)
 
 
@@ -153,7 +154,7 @@ def bit_operations(model: MultiBitModel, image: Tensor) -> int:
         nonlocal found
         entering = args[0].data_ptr()
         bits = given[entering][0] if entering in given else last
-        found += out[0].numel() * layer.weight[0].numel() * layer.bits * bits
+        found += out[0].numel() * layer.quantizer.shape[1:].numel() * layer.bits * bits
 
     hooks = [quantizer.register_forward_hook(remember) for quantizer in model.quantizers]
     hooks += [layer.register_forward_hook(count) for layer in model.layers]
