@@ -194,7 +194,11 @@ def load_model(folder: Path | str, network: Network | None = None) -> tuple[Swit
 
     def build(shape: dict[str, Any]) -> Switchable:
         with own_random_state(torch.device("cpu"), 0):  # the weights drawn here are overwritten
-            return _build(shape, network, folder)
+            fp = _network(shape["backbone"], shape["network"], network, folder)
+            try:
+                return _build(shape, fp)
+            except InputError as error:
+                raise InputError(f"model {str(folder)!r} does not fit {serialization.owner(shape)}: {error}") from None
 
     model, info = serialization.load_model(Path(folder), build)
     model.description = info["model"]
@@ -212,9 +216,8 @@ def described(
     return {"backbone": backbone, "network": name, **shape}
 
 
-def _build(shape: Mapping[str, Any], given: Network | None, folder: Path | str) -> Switchable:
-    """The model that model.json describes, with nothing calibrated."""
-    network = _network(shape["backbone"], shape["network"], given, folder)
+def _build(shape: Mapping[str, Any], network: nn.Module) -> Switchable:
+    """The model of `network` that model.json describes, with nothing calibrated."""
     widths, example = read_widths(shape["widths"]), torch.randn(2, *shape["image_shape"])
     conversion = {"keep_fp": shape["keep_fp"], "strict": shape["strict"]}
     conversion["rules"] = {name: Rule(**rule) for name, rule in shape["rules"].items()}

@@ -156,7 +156,8 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["train", "--backbone", "digits_vit", "--set", "epochs", "--out", "o"], "--set needs KEY=VALUE. Got 'epochs'."),
     "an option is missing": (["train", "--out", "o"], "--backbone is missing."),
     "several options are missing": (
-        ["quantize", "--weights", "w", "--out", "x"], "--profile, --backbone, --method are missing"),
+        ["quantize", "--profile", "workflow/config/digits.yaml", "--out", "x"], "--backbone, --method are missing"),
+    "no profile and no network": (["quantize", "--out", "x"], "--backbone is missing"),
     "a check of nothing": (["check"], "--profile is missing"),
     "a profile that is a folder": (["check", "--profile", "."], "profile '.' cannot be read: Is a directory"),
     "no repetitions": (["bench", "--repeats", "0"], "--repeats must be at least 1. Got 0."),

@@ -29,7 +29,7 @@ from ptmq.quantization.quantizer import ChannelCorrection
 from ptmq.quantization.weight_quantizer import GridWeightQuantizer, NestedWeightQuantizer, RoundedWeightQuantizer
 
 Units = dict[fx.Node, str]
-CHECKED, TOLERANCE = 4, 1e-4  # images, and the share of the largest logit, that units and network may differ by
+CHECKED, TOLERANCE = 2, 1e-4  # images, and the share of the largest logit, that units and network may differ by
 
 
 def assign_units(graph: fx.GraphModule, blocks: Sequence[str] | None) -> Units:

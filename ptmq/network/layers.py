@@ -122,7 +122,9 @@ class QuantizedLayer(nn.Module, Generic[Own]):
         return self.weight if bits == FP else self.quantizer.quantized(self.weight, bits)
 
     def search_step_sizes(self, search: str) -> None:
-        """Set the weight's step sizes by `search`."""
+        """Set the weight's step sizes by `search`; one that is never quantized has none."""
+        if not getattr(self.quantizer, "widths", True):
+            return
         self.quantizer.search_step_sizes(self.weight, search)
 
 

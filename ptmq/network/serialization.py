@@ -53,8 +53,12 @@ def load_model(folder: Path, build: Callable[[dict[str, Any]], Switchable]) -> t
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        backbone = info["model"].get("backbone")
-        raise InputError(f"model {str(folder)!r} does not fit backbone {backbone!r}: {error}") from None
+        raise InputError(f"model {str(folder)!r} does not fit {owner(info['model'])}: {error}") from None
     if coded:  # it was built at its floating-point width, which it does not have
         model.set_bits(model.widths[-1].weight, model.widths[-1].activation)
     return model.eval().requires_grad_(False), info
+
+
+def owner(shape: dict[str, Any]) -> str:
+    """Whose model it is, in a message."""
+    return f"backbone {shape['backbone']!r}" if shape.get("backbone") else f"network {shape.get('network')}"

@@ -58,13 +58,15 @@ class ResumeFile:
 
     path: Path | None
     earlier: float = 0.0  # seconds of the runs before this one
+    identity: dict[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def load(self, model: MultiBitModel, identity: dict[str, str]) -> list[dict[str, Any]]:
         """Bring the model to where the file left it; returns the records of the units that are done.
 
-        Raises InputError where the file is of another calibration.
+        identity: of this calibration, see `identity_of`. Raises InputError where the file is of another one.
         """
+        self.identity = identity
         if self.path is None or not self.path.exists():
             return []
         state, info = load_tensors(self.path)
@@ -79,11 +81,11 @@ class ResumeFile:
         self.earlier = info["seconds"]
         return info["units"]
 
-    def save(self, model: MultiBitModel, units: list[dict[str, Any]], identity: dict[str, str]) -> None:
+    def save(self, model: MultiBitModel, units: list[dict[str, Any]]) -> None:
         """Write the model's state and the records of the units that are done, atomically."""
         if self.path is None:
             return
-        info = {"identity": identity, "units": units, "seconds": self.seconds()}
+        info = {"identity": self.identity, "units": units, "seconds": self.seconds()}
         save_tensors(self.path, model.state_dict(), info)
 
     def seconds(self) -> float:
@@ -143,7 +145,7 @@ class Learner:
         self.relaxed: list[GridWeightQuantizer] = []
         self.relaxations: list[Relaxation] = []  # theirs
         for layer in unit.layers:
-            relaxation = layer.quantizer.relaxation = hooks.relax(layer)
+            relaxation = layer.quantizer.relaxation = hooks.relax(layer) if layer.quantizer.widths else None
             if relaxation is not None:
                 self.relaxed.append(layer.quantizer)
                 self.relaxations.append(relaxation)
@@ -187,9 +189,11 @@ class Learner:
             )
         self.done += 1
         self.optimizer.zero_grad()
-        (loss + hooks.regularizer(self.relaxations, self.done)).backward()
-        self.optimizer.step()
-        self.schedule.step()
+        total = loss + hooks.regularizer(self.relaxations, self.done)
+        if total.requires_grad:  # not where the unit is in floating point at all drawn widths
+            total.backward()
+            self.optimizer.step()
+            self.schedule.step()
         for quantizer in unit.quantizers:
             quantizer.keep_step_sizes_positive()
         return loss.detach()
@@ -285,8 +289,9 @@ def reconstruct(
     """
     images = images.cpu() if execution.features_in_main_memory else images
     images = images.contiguous(memory_format=memory_format(images))
-    identity = identity_of(model, images, passes, seed, execution) if resume and resume.path else {}
-    done = resume.load(model, identity) if resume else []
+    done = []
+    if resume and resume.path:
+        done = resume.load(model, identity_of(model, images, passes, seed, execution))
     records: list[dict[str, Any]] = []
     for hooks in passes:
         fp, quantized = images, dict.fromkeys(hooks.widths, images)
@@ -312,7 +317,7 @@ def reconstruct(
                 entry |= {"error_before": before, "error_after": reconstruction_error(part, features)}
                 records.append(entry)
                 if resume:
-                    resume.save(model, records, identity)
+                    resume.save(model, records)
             hooks.hand_on(unit, quantized, Random(seed, -1 - position, unit.device).host)
             fp = whole.target
     return records

@@ -17,7 +17,7 @@ class DataDependent(nn.Module):
 
 
 @pytest.mark.parametrize("build, blocks, message", [
-    (DataDependent, ["x"], "DataDependent cannot be traced by torch.fx"),
+    (DataDependent, ["x"], "DataDependent cannot be traced: forward.. decides by the values of a tensor"),
     (Toy, ["layers.*"], r"no module of the backbone matches its blocks layers.\*"),
     (Toy, ["blocks.*.conv1"], "a unit has one of each"),
 ])  # fmt: skip

@@ -1,12 +1,11 @@
-"""Norms are folded into the layers beside them, or refused."""
+"""Norms are folded into the layers beside them, or stay as what they are at inference."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from ptmq.network.fold import fold_norms
 from torch import nn
 
-from ptmq.common.errors import InputError
+from ptmq.network.graph.fold import ChannelAffine, fold_norms
 from ptmq.network.trace import NORMS, trace
 from tests.toys import random_network, toy_network, vectors, with_random_norms
 
@@ -75,7 +74,11 @@ class SharedConvolution(nn.Module):
         return self.norm(x) + x
 
 
-@pytest.mark.parametrize("network", [Preactivation(), SharedConvolution()])
-def test_a_batchnorm_without_a_layer_of_its_own_is_said(network):
-    with pytest.raises(InputError, match="BatchNorm 'norm' does not directly follow"):
-        fold_norms(trace(network))
+@pytest.mark.parametrize("build", [Preactivation, SharedConvolution])
+def test_a_batchnorm_without_a_layer_of_its_own_stays_as_a_scale_and_a_shift(build):
+    network = with_random_norms(random_network(build))
+    folded = fold_norms(trace(network))
+    (affine,) = (module for module in folded.modules() if isinstance(module, ChannelAffine))
+    assert not any(isinstance(module, NORMS) for module in folded.modules()) and not list(affine.parameters())
+    x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(folded(x), network(x), atol=1e-5, rtol=1e-5)

@@ -38,7 +38,7 @@ def test_gain_and_shift_act_on_output_channels(kind):
     correction = layer.correction
     layer.correction = None
     layer.set_width(W3)
-    axis = -1 if layer.conv is None else 1
+    axis = -1 if layer.kind == "Linear" else 1
     plain = layer(x).movedim(axis, -1)
     layer.correction = correction
     layer.set_width(W3)

@@ -87,14 +87,18 @@ def test_whole_batches_of_different_images_are_taken(count, batches):
     assert len(index.unique()) == len(index) and 0 <= int(index.min()) <= int(index.max()) < count
 
 
-@pytest.mark.parametrize("build, blocks, message", [
-    (BACKBONES["regnetx_600mf"].network, BACKBONES["regnetx_600mf"].blocks, "no layer of their own"),
-    (lambda: nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2)),
-     ["2"], "Sequential has no BatchNorm to re-estimate"),
-])  # fmt: skip
-def test_a_network_without_batchnorms_of_their_own_is_said(build, blocks, message):
-    with pytest.raises(InputError, match=message):
-        create("multiquant", {}, WIDTHS).build(random_network(build), blocks)
+def test_a_network_without_batchnorms_is_said():
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(InputError, match="Sequential has no BatchNorm to re-estimate"):
+        create("multiquant", {}, WIDTHS).build(network, ["2"])
+
+
+def test_batchnorms_that_are_no_module_of_torch_are_kept_apart_for_every_width(images):
+    """timm's BatchNorm with an activation calls the function."""
+    network = BACKBONES["regnetx_600mf"].network().eval()
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    model = create("multiquant", {}, WIDTHS).build(network, BACKBONES["regnetx_600mf"].blocks)
+    assert norms > 50 and sum(isinstance(module, NORMS) for module in model.modules()) == norms
 
 
 def test_a_width_that_was_not_trained_is_said(model):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ptmq.common.errors import InputError
 
-SIZES = (32, 224, 8, 28, 64, 96, 128, 256, 299, 384)  # of images that are tried where none are given
+SIZES = (32, 224, 8, 28, 16, 64, 96, 128, 256, 299, 384, 4, 2)  # of images that are tried where none are given
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
