@@ -79,7 +79,7 @@ class QuantizedLayer(nn.Module, Generic[Own]):
     def __init__(self, layer: Layer, quantizer: Own, correction: ChannelCorrection | None = None):
         super().__init__()
         self.weight, self.bias = weight_of(layer), layer.bias
-        self.kind = type(layer).__name__
+        self.kind, self.shape = type(layer).__name__, self.weight.shape
         self.moves = moves_of(layer)
         self.computation = computation_of(layer)
         self.quantizer, self.correction = quantizer, correction
@@ -92,10 +92,10 @@ class QuantizedLayer(nn.Module, Generic[Own]):
         return self.computation(x, weight, bias)
 
     def multiplications(self, x: Tensor, out: Tensor) -> int:
-        """How many it takes to make `out` of x, both (batch, ...), for one image."""
+        """How many it takes to make `out` of x, both (batch, ...), for the whole batch."""
         if "Transpose" in self.kind:  # every input value meets the weights of all output channels of its group
-            return x[0].numel() * self.weight.numel() // x.shape[1]
-        return out[0].numel() * self.weight[0].numel()
+            return x.numel() * self.shape.numel() // x.shape[1]
+        return out.numel() * self.shape[1:].numel()
 
     @property
     def bits(self) -> int:

@@ -8,9 +8,10 @@ from typing import cast
 from torch import fx, nn
 
 from ptmq.common.bits import FP
+from ptmq.common.errors import InputError
 from ptmq.network.layers import LAYERS, Layer
 from ptmq.network.spec import QuantizationSpec, Rule
-from ptmq.network.trace import input_of, is_layer, is_product, is_softmax, module_of, relu_of, sources_of
+from ptmq.network.trace import input_of, is_layer, is_softmax, module_of, operands, relu_of, sources_of
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 
 
@@ -40,8 +41,7 @@ def quantized_outputs(graph: fx.GraphModule, layers: Iterable[fx.Node], softmax:
     for node in layers:
         found |= dict.fromkeys(sources_of(graph, input_of(node)))
     for node in graph.graph.nodes:
-        if is_product(graph, node):
-            found |= {side: None for side in node.args[:2] if softmax or not is_softmax(graph, side)}
+        found |= {side: None for side in operands(graph, node) if softmax or not is_softmax(graph, side)}
     return [node for node in graph.graph.nodes if node in found and node.op not in ("placeholder", "get_attr")]
 
 
@@ -101,6 +101,8 @@ def quantize_graph(
     and the activation that enters the last layer.
     """
     layers = quantized_layers(graph, spec)
+    if not layers:
+        raise InputError("keep_fp and rules leave every layer in floating point: there is nothing to quantize.")
     first, last = edge_layers(graph, units, spec.edges)
     fixed = {node: (spec.rule(str(node.target)) or Rule()).weight for node in layers}
     fixed |= {node: spec.edge_bits for node in layers if node in first | last and fixed[node] is None}

@@ -117,9 +117,14 @@ def is_layer(graph: fx.GraphModule, node: fx.Node) -> bool:
     return isinstance(module_of(graph, node), (*LAYERS, QuantizedLayer))
 
 
-def is_product(graph: fx.GraphModule, node: fx.Node) -> bool:
-    """True where a node multiplies two matrices of activations."""
-    return calls(graph, node, (), PRODUCTS, ("matmul", "bmm", "__matmul__")) and len(node.all_input_nodes) == 2
+def operands(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """The two tensors whose product a node is, such as attention's; none of other nodes."""
+    if calls(graph, node, (), PRODUCTS, ("matmul", "bmm", "__matmul__")):
+        sides = node.args[:2]
+    else:
+        sides = node.args[1:] if node.target is torch.einsum else ()
+    found = [side for side in sides if isinstance(side, fx.Node)]
+    return found if len(found) == 2 else []
 
 
 def is_softmax(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -133,8 +138,13 @@ def sources_of(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """The nodes that compute what a node hands on, back through everything that only moves or pools values."""
     if not moves(graph, node):
         return [node]
-    parts = node.args[0] if isinstance(node.args[0], list | tuple) else [input_of(node)]
-    return [source for part in parts if isinstance(part, fx.Node) for source in sources_of(graph, part)]
+    return [source for part in moved(node) for source in sources_of(graph, part)]
+
+
+def moved(node: fx.Node) -> list[fx.Node]:
+    """What a node that moves values moves."""
+    parts = node.args[0] if isinstance(node.args[0], list | tuple) else [node.args[0]]
+    return [part for part in parts if isinstance(part, fx.Node)]
 
 
 def channel_axis(graph: fx.GraphModule, node: fx.Node) -> int:

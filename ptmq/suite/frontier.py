@@ -145,7 +145,7 @@ def frontier(
             "top1": run_record.top1(right),
             "kl": round(kl, 6), "expected_kl": round(choices.cost(assignment), 6), "correct": int(right.sum()),
             "images": len(images),
-            "assignment": {unit: str(width) for unit, width in assignment.items()},
+            "assignment": {unit: str(width) for unit, width in mixed_precision.completed(model, assignment).items()},
         })  # fmt: skip
     network = load_network(run.backbone, weights).to(device)
     return {

@@ -1,23 +1,26 @@
 """Mixed precision: every unit of a calibrated network at a width of its own, without calibrating again.
 
 The sensitivity of a unit at a width is KL(FP network || network with that unit alone at that width) on calibration
-images. The search picks one width a unit so that the sum of sensitivities is least and the weights fit a budget: an
-integer linear program, solved exactly.
+images; a stem, which has no choice, takes the width of the first block with it. The search picks one width a unit so
+that the sum of sensitivities is least and the weights fit a budget: an integer linear program, solved exactly.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import LinearConstraint, milp
-from torch import Tensor
+from torch import Tensor, fx
 
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
 from ptmq.network.layers import QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
+from ptmq.network.trace import input_of, module_of, moved, moves, operands
 from ptmq.quantization.quantizer import Quantizer
 from ptmq.reconstruction.features import propagate
 
@@ -71,27 +74,33 @@ def measure(model: MultiBitModel, images: Tensor) -> Choices:
     x, rest = images, list(model.units)
     fp = _log_probabilities(rest, x)
     able = {unit.name for unit in switchable(model)}
+    together: list[Unit] = []  # a unit with a choice, and those before it that take its width, see `completed`
     while rest:
         unit, *rest = rest
+        together.append(unit)
         if unit.name in able:
             sensitivity[unit.name] = {
-                width: _divergence(fp, _log_probabilities(rest, propagate(unit, x, width))) for width in model.widths
+                width: _divergence(fp, _log_probabilities(rest, _through(together, x, width))) for width in model.widths
             }
-        x = propagate(unit, x, FULL_PRECISION)
+            x, together = _through(together, x, FULL_PRECISION), []
     weights = {
-        unit.name: sum(layer.quantizer.shape.numel() for layer in unit.layers if not layer.quantizer.fixed)
+        unit.name: sum(layer.shape.numel() for layer in unit.layers if not layer.quantizer.fixed)
         for unit in switchable(model)
     }
-    quantizers = (layer.quantizer for layer in model.layers)
-    fixed_bits = sum(quantizer.shape.numel() * quantizer.fixed for quantizer in quantizers if quantizer.fixed)
+    fixed_bits = sum(layer.shape.numel() * layer.quantizer.fixed for layer in model.layers if layer.quantizer.fixed)
     return Choices(weights, sensitivity, fixed_bits)
+
+
+def _through(units: Sequence[Unit], x: Tensor, width: BitWidth) -> Tensor:
+    """What units, one after the other, make of x at a width."""
+    for unit in units:
+        x = propagate(unit, x, width)
+    return x
 
 
 def _log_probabilities(units: Sequence[Unit], x: Tensor) -> Tensor:
     """Those of the FP network from what enters `units`, (images, classes)."""
-    for unit in units:
-        x = propagate(unit, x, FULL_PRECISION)
-    return x.log_softmax(-1)
+    return _through(units, x, FULL_PRECISION).log_softmax(-1)
 
 
 def _divergence(fp: Tensor, log_p: Tensor) -> float:
@@ -127,40 +136,90 @@ def search(choices: Choices, average_bits: float) -> Assignment:
     return {unit: width for (unit, width), taken in zip(options, solved.x, strict=True) if taken > 0.5}
 
 
+def completed(model: MultiBitModel, assignment: Assignment) -> Assignment:
+    """The width of every unit: one without a choice has that of the next with a choice, which reads what it gives.
+
+    At the end it has that of the last with a choice.
+    """
+    full: Assignment = {}
+    width = list(assignment.values())[-1]
+    for unit in reversed(list(model.units)):
+        width = assignment.get(unit.name, width)
+        full[unit.name] = width
+    return dict(reversed(full.items()))
+
+
 def apply(model: MultiBitModel, assignment: Assignment) -> None:
-    """Switch every unit to its width; one without a choice (stem, head) takes that of the first unit with a choice."""
-    first = next(iter(assignment.values()))
-    for unit in model.units:
-        unit.set_bits(assignment.get(unit.name, first))
+    """Switch every unit to its width, see `completed`."""
+    for unit, width in zip(model.units, completed(model, assignment).values(), strict=True):
+        unit.set_bits(width)
+
+
+class BitOperations(fx.Interpreter):
+    """Runs a unit and counts multiplications x bits of one operand x bits of the other.
+
+    A value has the bits of the quantizer that gave it, also where it was moved or pooled since; else floating point.
+    """
+
+    def __init__(self, unit: Unit, entering: int):
+        super().__init__(unit.graph)
+        self.graph_module, self.entering = unit.graph, entering
+        self.bits: dict[fx.Node, int] = {}
+        self.found = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The value of a node; what it takes is counted."""
+        out = super().run_node(n)
+        module = module_of(self.graph_module, n)
+        self.bits[n] = FP
+        if n.op == "placeholder":
+            self.bits[n] = self.entering
+        elif n.op == "output" or moves(self.graph_module, n):
+            self.bits[n] = max((self.bits[source] for source in moved(n)), default=FP)
+        elif isinstance(module, Quantizer):
+            self.bits[n] = module.bits
+        elif isinstance(module, QuantizedLayer):
+            source = input_of(n)
+            self.found += module.multiplications(self.env[source], out) * module.bits * self.bits[source]
+        elif sides := operands(self.graph_module, n):
+            summed = _summed(n, *(self.env[side] for side in sides))
+            self.found += out.numel() * summed * math.prod(self.bits[side] for side in sides)
+        return out
+
+    @property
+    def leaving(self) -> int:
+        """The bits of the unit's output."""
+        return next(bits for node, bits in self.bits.items() if node.op == "output")
+
+
+def _summed(node: fx.Node, a: Tensor, b: Tensor) -> int:
+    """Over how many products each value of a product of tensors is summed."""
+    if node.target is not torch.einsum:
+        return a.shape[-1]
+    terms, arrow, out = str(node.args[0]).replace(" ", "").partition("->")
+    if not arrow:  # what occurs once
+        out = "".join(letter for letter in terms if terms.count(letter) == 1)
+    sizes = {letter: size for term, x in zip(terms.split(","), (a, b), strict=True)
+             for letter, size in [*_sizes(term, x)]}  # fmt: skip
+    return math.prod(size for letter, size in sizes.items() if letter not in out)
+
+
+def _sizes(term: str, x: Tensor) -> Iterator[tuple[str, int]]:
+    """The size behind every letter of a term of einsum."""
+    before, _, behind = term.partition("...")
+    yield from zip(before, x.shape, strict=False)
+    yield from zip(reversed(behind), reversed(x.shape), strict=False)
 
 
 @torch.no_grad()
 def bit_operations(model: MultiBitModel, image: Tensor) -> int:
-    """Bit operations: the sum over the layers of multiplications x weight bits x bits of the input.
+    """Bit operations: the sum over layers and attention products of multiplications x bits of both operands.
 
-    image: (1, ...), of which only the size matters. A layer's input has the bits of the quantizer that gave it or,
-    where it was pooled or reshaped since, of the one that ran last; floating point where none ran.
+    image: (1, ...), of which only the size matters; pixels have 8 bits. Softmax is in floating point, unless quantized.
     """
-    # outputs are kept, so that no other takes their place in memory
-    given: dict[int, tuple[int, Tensor]] = {image.data_ptr(): (IMAGE_BITS, image)}
-    last, found = FP, 0
-
-    def remember(quantizer: Quantizer, args: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal last
-        last = quantizer.bits
-        given[out.data_ptr()] = (last, out)
-
-    def count(layer: QuantizedLayer, args: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal found
-        entering = args[0].data_ptr()
-        bits = given[entering][0] if entering in given else last
-        found += out[0].numel() * layer.quantizer.shape[1:].numel() * layer.bits * bits
-
-    hooks = [quantizer.register_forward_hook(remember) for quantizer in model.quantizers]
-    hooks += [layer.register_forward_hook(count) for layer in model.layers]
-    try:
-        model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    x, bits, found = image, IMAGE_BITS, 0
+    for unit in model.units:
+        counter = BitOperations(unit, bits)
+        x = counter.run(x)
+        bits, found = counter.leaving, found + counter.found
     return found

@@ -28,7 +28,7 @@ def check_coverage(name: str) -> None:
     network = with_random_norms(random_network(backbone.network))
     x = torch.randn(1, *SHAPES[backbone.dataset], generator=torch.Generator().manual_seed(0))
     expected = network(x)
-    model = MultiBitModel(network, QuantizationSpec(backbone.blocks, [W4])).eval()
+    model = MultiBitModel(network, QuantizationSpec(backbone.blocks, [W4], quantize_softmax=True)).eval()
     assert (model(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
     layers = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in network.modules())
     assert len(list(model.layers)) == layers and len(model.units) > 2
@@ -44,8 +44,8 @@ def check_coverage(name: str) -> None:
     assert len(set(reached)) == len(reached) == layers + len(list(model.quantizers))
     fixed = [layer for layer in model.layers if layer.quantizer.fixed]
     assert {layer.bits for layer in fixed} == {8} and len(fixed) == 2 + ("distilled" in name), "the edges alone"
-    # what every layer reads has a width of its own: pixels, or what a quantizer gave
-    assert operations < 0.3 * sum(macs) * 8 * 8
+    # what every layer and every product reads has a width of its own: pixels, or what a quantizer gave
+    assert operations < 0.35 * sum(macs) * 8 * 8
 
 
 @torch.no_grad()

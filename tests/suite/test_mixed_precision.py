@@ -5,10 +5,14 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from ptmq.common.bits import FULL_PRECISION
 from ptmq.common.errors import InputError
-from ptmq.suite.mixed_precision import Choices, apply, bit_operations, measure, search
-from tests.toys import GROUPS, W3, W4, W8, searched_model
+from ptmq.network.model import MultiBitModel
+from ptmq.network.place import QuantizationSpec
+from ptmq.suite.mixed_precision import Choices, apply, bit_operations, completed, measure, search
+from tests.toys import GROUPS, W3, W4, W8, logits, random_network, searched_model
 
 
 @pytest.fixture
@@ -57,6 +61,23 @@ def test_a_budget_that_nothing_fits_is_said():
         search(choices, 2.5)
 
 
+def test_every_unit_of_an_assignment_has_a_width(model):
+    """A stem has that of the block that reads it, a head that of the block before."""
+    full = completed(model, {"blocks.0": W3, "blocks.1": W8})
+    assert full == {"stem": W3, "blocks.0": W3, "blocks.1": W8, "head": W8}
+
+
+def test_what_the_stem_puts_out_counts_for_the_first_block(model, images):
+    choices = measure(model, images)
+    fp = logits(model, images, FULL_PRECISION).log_softmax(-1)
+    for unit in ("stem", "blocks.0"):
+        model.set_bits(3, 3, unit=unit)
+    with torch.no_grad():
+        both = model(images).log_softmax(-1)
+    expected = float(F.kl_div(both, fp, reduction="batchmean", log_target=True))
+    assert choices.sensitivity["blocks.0"][W3] == pytest.approx(expected, rel=1e-4)
+
+
 def test_an_assignment_switches_every_unit(model, images):
     apply(model, {"blocks.0": W3, "blocks.1": W8})
     assert [layer.bits for layer in model.layers] == [8, 3, 3, 8, 8, 8]
@@ -92,3 +113,31 @@ def test_bit_operations_follow_the_widths_of_both_operands(model, images):
     assert bit_operations(model, images[:1]) == expected
     model.set_bits(32, 32)
     assert bit_operations(model, images[:1]) == (stem * 8 + 4 * conv * 32 + head * 32) * 32
+
+
+class Attention(nn.Module):
+    """One layer before, one behind, and two products between: (n, 3, 8) -> (n, 5); `einsum` says how."""
+
+    def __init__(self, einsum):
+        super().__init__()
+        self.einsum, self.embed, self.qkv, self.fc = einsum, nn.Linear(8, 8), nn.Linear(8, 24), nn.Linear(8, 5)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.embed(x)).chunk(3, -1)
+        if self.einsum:
+            attention = torch.einsum("...qd, ...kd -> ...qk", q, k).softmax(-1)
+            return self.fc(torch.einsum("nqk,nkd", attention, v).mean(1))
+        return self.fc(((q @ k.mT).softmax(-1) @ v).mean(1))
+
+
+@pytest.mark.parametrize("softmax, bits", [(False, 32), (True, 4)])
+@pytest.mark.parametrize("einsum", [False, True])
+def test_products_of_attention_are_counted(softmax, bits, einsum):
+    x = torch.randn(6, 3, 8, generator=torch.Generator().manual_seed(0))
+    spec = QuantizationSpec(None, [W4], quantize_softmax=softmax)
+    model = MultiBitModel(random_network(lambda: Attention(einsum)), spec, x)
+    model.search_step_sizes(x, "minmax")
+    model.set_bits(4, 4)
+    layers = 3 * 64 * 8 * 8 + 3 * 192 * 4 * 4 + 40 * 8 * 8  # what enters the last layer has 8 bits
+    into, out_of = 3 * 3 * 8 * 4 * 4, 3 * 8 * 3 * bits * 4
+    assert bit_operations(model, x[:1]) == layers + into + out_of

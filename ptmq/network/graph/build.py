@@ -34,6 +34,7 @@ DROPOUTS: dict[Callable, type[nn.Module]] = {
     F.alpha_dropout: nn.AlphaDropout,
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
+MADE = (torch.zeros, torch.ones, torch.full, torch.empty, torch.arange, torch.linspace, torch.eye)  # of nothing
 PRODUCTS = ("matmul", "__matmul__", torch.matmul, operator.matmul)
 ARGUMENTS: dict[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
@@ -169,6 +170,8 @@ class Builder:
         """The node of a call that varies: of a layer, where it computes with a constant weight."""
         node = self._lifted(call, args, kwargs) if call.function in ARGUMENTS else None
         if node is None:
+            if call.function in MADE:
+                kwargs = {"device": torch.device("cpu"), **kwargs}
             args, kwargs = mapped(args, self._argument), mapped(kwargs, self._argument)
             if call.function == "__getitem__":
                 node = self.graph.call_function(operator.getitem, args, kwargs)
@@ -218,7 +221,7 @@ class Builder:
             else:
                 self.root.register_buffer(name, constant.value)
             node = self.graph.get_attr(name)
-            node.meta |= {"inside": (), "origins": {"value": constant.origins}, "constant": constant.value}
+            node.meta |= {"inside": (), "origins": {"value": constant.origins}}
             self.attributes[id(constant.value)] = node
         return self.attributes[id(constant.value)]
 

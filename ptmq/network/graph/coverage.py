@@ -48,7 +48,7 @@ class Coverage(list[Row]):
     @property
     def share(self) -> float:
         """The share of the layers' weights that is quantized, 0..1."""
-        weights = [row for row in self if row.is_quantized or row.reason.startswith(_LEFT_OUT)]
+        weights = [row for row in self if row.is_quantized or row.reason.startswith((_LEFT_OUT, _KEPT))]
         return sum(r.parameters for r in weights if r.is_quantized) / max(sum(r.parameters for r in weights), 1)
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class Coverage(list[Row]):
         return "\n".join([rows[0], "  ".join("-" * w for w in widths), *rows[1:], last])
 
 
-_LEFT_OUT = "left in floating point"
+_LEFT_OUT, _KEPT = "left in floating point", "kept in floating point"
 
 
 def told(bits: tuple[int, ...]) -> str:
@@ -115,7 +115,7 @@ def _rows_of_node(
         yield Row(name, module.kind, module.weight.numel(), bits, node.meta.get("fixed", ""))
     elif module is not None and isinstance(module, LAYERS):
         asked = "keep_fp" if spec.keeps(name) else "rules"
-        yield Row(name, type(module).__name__, module.weight.numel(), (FP,), f"kept in floating point by {asked}")  # type: ignore[operator]
+        yield Row(name, type(module).__name__, module.weight.numel(), (FP,), f"{_KEPT} by {asked}")  # type: ignore[operator]
     elif isinstance(module, ChannelAffine):
         yield Row(
             name, "BatchNorm", _count(node, parameters), (FP,), "follows no layer: a fixed scale and shift a channel"
