@@ -70,7 +70,7 @@ if not FROM_RECORDS:
 # of it runs nothing again.
 folders = {"PTMQ_DATA_DIR": PROFILE.get("data_dir"), "PTMQ_WEIGHTS_DIR": PROFILE.get("weights_dir")}
 os.environ.update({name: str(folder) for name, folder in folders.items() if folder})
-os.environ["PTMQ_FETCH"] = "--offline" if PROFILE.get("offline") else ""
+os.environ.update(PTMQ_FETCH="--offline" if PROFILE.get("offline") else "")
 DEVICE, THREADS = PROFILE.get("device", "auto"), PROFILE.get("threads", 1)
 if FROM_RECORDS and not any(map(os.path.exists, PLAN.records)):
     raise WorkflowError(f"from_records is true, but {OUT}/records has no record of a run of the profile. Leave it out.")
