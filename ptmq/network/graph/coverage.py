@@ -81,7 +81,8 @@ def rows_of(graph: fx.GraphModule, spec: QuantizationSpec) -> Coverage:
     Raises InputError where a weight is left out that `spec` does not name, or `spec` names what is not there.
     """
     parameters: dict[str, int] = graph.meta["parameters"]
-    rows = Coverage(row for node in graph.graph.nodes for row in _rows_of_node(graph, node, spec, parameters))
+    found = (row for node in graph.graph.nodes for row in _rows_of_node(graph, node, spec, parameters))
+    rows = Coverage({(row.layer, row.kind): row for row in found}.values())  # a constant may be read in several forms
     rest = dict(parameters)
     for node in graph.graph.nodes:
         for name in [*_origins(node), *node.meta.get("folded", [])]:
