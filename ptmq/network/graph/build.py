@@ -6,7 +6,7 @@ layer a call.
 """
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +146,7 @@ class Builder:
                 node = self.graph.call_function(operator.getitem, args, kwargs)
             else:
                 op = "call_method" if isinstance(call.function, str) else "call_function"
-                node = self.graph.create_node(op, call.function, args, kwargs, name=_leaf_name(call))
+                node = self.graph.create_node(op, _in_any_layout(call), args, kwargs, name=_leaf_name(call))
         outs = zip(tensors_in(call.out), tensors_in(other.out), strict=True)
         node.meta["inside"] = call.inside
         for position, (one, two) in enumerate(outs):
@@ -288,6 +288,12 @@ def _positional(function: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tup
             if name in kwargs:
                 return (kwargs[name],), {key: value for key, value in kwargs.items() if key != name}
     return args, kwargs
+
+
+def _in_any_layout(call: Call) -> Callable | str:
+    """The operation; a view, if not of another type, as a reshape: features may lie otherwise than those recorded."""
+    types = any(isinstance(argument, torch.dtype) for argument in (*call.args, *call.kwargs.values()))
+    return "reshape" if call.function == "view" and not types else call.function
 
 
 def _leaf_name(call: Call) -> str | None:
