@@ -53,6 +53,22 @@ def record(method: str, top1: dict[str, float], seed: int = 0, label: str = "mul
     return body
 
 
+def frontier_record(seed: int) -> dict:
+    """Of the mixed-precision stage: two uniform widths and two budgets; one more seed is a point better."""
+    points = [
+        {"kind": kind, "budget": budget, "average_bits": bits, "kib": 10 * bits, "bit_operations": int(1e9 * bits),
+         "top1": top1 + seed, "kl": 0.1, "correct": 85, "images": 100}
+        for kind, budget, bits, top1 in (
+            ("uniform", "W3A3", 3.0, 80.0), ("uniform", "W8A8", 8.0, 91.0), ("mixed", "3.50", 3.5, 85.0),
+            ("mixed", "5.50", 5.5, 90.5))
+    ]  # fmt: skip
+    switching = {"switch_ms": 0.1, "switch_images": 0, "prepared_mib": 2.0, "adaptive_bn_ms": 1500.0,
+                 "adaptive_bn_images": 12800}  # fmt: skip
+    body = record("ptmq", {}, seed)
+    kept = ("run", "protocol", "environment", "commit", "fp_top1", "split", "sha256")
+    return {key: body[key] for key in kept} | {"points": points, "switching": switching}
+
+
 class Results:
     """A folder of results, with its runs in the order of the rules."""
 

@@ -1,6 +1,7 @@
 """The command line as a person uses it: a run by hand, overrides, lists."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_methods_are_listed_with_their_settings(capsys):
     said = capsys.readouterr().out
     for name, method in METHODS.items():
         assert f"\n{name} " in f"\n{said}" and (method.__doc__ or "").splitlines()[0] in said
-        assert all(f"{setting}=" in said for setting in method.Settings.__dataclass_fields__)
+        assert all(f"{field.name}=" in said for field in fields(method.Settings))
 
 
 def test_check_counts_the_runs_of_a_profile(capsys):

@@ -76,6 +76,10 @@ class Switchable(nn.Module):
     def set_mode(self, mode: str) -> None:
         """Take one of `modes`."""
 
+    def bits_per_weight(self) -> float:
+        """Bits that a weight takes for all widths together; here it is stored in FP32."""
+        return 32.0
+
 
 def known_width(widths: Sequence[BitWidth], weight: int, activation: int) -> BitWidth:
     """The two as a width. Raises InputError where either is in none of `widths` and not 32."""

@@ -1,5 +1,6 @@
 """The calibration stage: from FP weights and a run's settings to a calibrated model on disk."""
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
 
     An interrupted calibration continues from the last finished unit.
     """
-    load_before = run_record.load("load_start")
+    load_before, started = run_record.load("load_start"), time.process_time()
     execution = execution_of(run)
     backbone = get_backbone(run.backbone).complete()
     network = load_network(run.backbone, weights)
@@ -118,12 +119,14 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
         },
         "cost": {
             "seconds": resume.seconds(),
+            "cpu_seconds": round(time.process_time() - started, 2),  # of this process: the last, after an interruption
             "peak_mb": run_record.peak_mb(device),
             "images": len(index),
             **load_before,
             **run_record.load("load_end"),
             **details.pop("cost", {}),
         },
+        "bits_per_weight": round(model.bits_per_weight(), 4),
         "sha256": {"weights": weights_sha256, "data": hashes},
         "environment": run_record.environment(device),
         "code_sha256": code,

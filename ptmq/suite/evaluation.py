@@ -22,7 +22,7 @@ from ptmq.methods.interface import discover, method_file
 from ptmq.models.backbone import get_backbone
 from ptmq.models.checkpoints import load_network
 from ptmq.network.model import Switchable
-from ptmq.network.serialization import TENSORS
+from ptmq.network.serialization import TENSORS, standing_alone
 from ptmq.reconstruction.features import memory_format
 from ptmq.suite import run_record
 from ptmq.suite.profile import FP32
@@ -202,6 +202,11 @@ def evaluate_model(
         raise InputError(
             f"{info['run']['method']} trained the network itself, so the outputs of the one that it started from are "
             "needed. Give --fp-outputs (from: evaluate --weights ... --fp-outputs ...)."
+        )
+    if fp_outputs is None and standing_alone(model):
+        raise InputError(
+            f"{info['run']['method']} keeps integer codes and no floating-point weights, so the outputs of the network "
+            "that it was made of are needed. Give --fp-outputs (from: evaluate --weights ... --fp-outputs ...)."
         )
     fp = outputs_of_fp(model, fp_outputs, backbone, split, images, device)
     found: list[Measured] = []

@@ -84,10 +84,10 @@ def measure(model: MultiBitModel, images: Tensor) -> Choices:
             }
             x, together = _through(together, x, FULL_PRECISION), []
     weights = {
-        unit.name: sum(layer.weight.numel() for layer in unit.layers if not layer.quantizer.fixed)
+        unit.name: sum(layer.shape.numel() for layer in unit.layers if not layer.quantizer.fixed)
         for unit in switchable(model)
     }
-    fixed_bits = sum(layer.weight.numel() * layer.quantizer.fixed for layer in model.layers if layer.quantizer.fixed)
+    fixed_bits = sum(layer.shape.numel() * layer.quantizer.fixed for layer in model.layers if layer.quantizer.fixed)
     return Choices(weights, sensitivity, fixed_bits)
 
 

@@ -147,7 +147,14 @@ def test_a_pair_of_bits_that_was_not_trained_is_said():
 
 
 def test_any_precision_wants_a_relu_before_a_layer():
-    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.Flatten(), nn.Linear(8, 2))
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 1),
+        nn.BatchNorm2d(2),
+        nn.Conv2d(2, 2, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2, 2),
+    )
     with pytest.raises(InputError, match="has both signs"):
         create("any_precision", {}, WIDTHS).build(network, ["2"])
 

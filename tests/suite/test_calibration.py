@@ -1,7 +1,7 @@
 """Training and calibration as stages: determinism, what is recorded, what is taken up after an interruption."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -47,7 +47,9 @@ def test_the_description_says_what_was_asked_and_with_what(calibrated, weights, 
     said, run = described(calibrated), make_run("ptmq", iterations=4)
     assert said["run"]["method"] == "ptmq" and said["run"]["settings"] == {"iterations": 4}
     assert said["protocol"]["iterations"] == 4 and said["protocol"]["edge_bits"] == 8
-    assert said["protocol"].keys() >= set(method_of(run).settings.__dataclass_fields__), "every setting, also defaults"
+    assert said["protocol"].keys() >= {field.name for field in fields(method_of(run).settings)}, (
+        "every setting, also defaults"
+    )
     assert said["sha256"]["weights"] == sha256(weights) and said["code_sha256"] == code_sha256(
         method_of(run), run.backbone
     )
@@ -102,8 +104,8 @@ def test_a_calibration_continues_only_from_its_own_unfinished_state(weights, mak
     calibrate(run, weights, None, tmp_path / "whole", CPU)
     save = calibration.ResumeFile.save
 
-    def saved(resume, model, units):
-        save(resume, model, units)
+    def saved(resume, model, units, identity):
+        save(resume, model, units, identity)
         saves.append(len(units))
         if len(saves) == 3:
             raise Interrupted

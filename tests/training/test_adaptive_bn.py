@@ -10,7 +10,7 @@ from ptmq.methods.interface import create
 from ptmq.models.zoo import BACKBONES
 from ptmq.network.trace import NORMS
 from ptmq.training.adaptive_bn import AdaptiveBNModel, recalibrate, recalibration_batches, recalibration_images
-from tests.toys import CPU, W3, W4, W8, random_network, same_state, toy_network
+from tests.toys import CPU, W3, W4, W8, same_state, toy_network
 
 WIDTHS = [W3, W4, W8]
 
@@ -88,7 +88,15 @@ def test_whole_batches_of_different_images_are_taken(count, batches):
 
 
 def test_a_network_without_batchnorms_is_said():
-    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(2, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2, 2),
+    )
     with pytest.raises(InputError, match="Sequential has no BatchNorm to re-estimate"):
         create("multiquant", {}, WIDTHS).build(network, ["2"])
 

@@ -31,6 +31,20 @@ def test_older_records_have_their_iterations_under_another_name(tmp_path):
     assert set(found.iterations) == set(found.iterations_all) == set(found.protocol_iterations) == {7}
 
 
+def test_all_widths_together_cost_what_their_runs_cost(tmp_path):
+    results = Results(tmp_path)
+    for label, seconds in {"W3A3": 4.0, "W5A5": 6.0}.items():
+        bits = float(label[1])
+        body = record("qdrop", {label: 80.0}, label=label, cost={"seconds": seconds, "cpu_seconds": seconds})
+        results.add(body | {"bits_per_weight": bits})
+    results.add(record("ptmq", BOTH, cost={"cpu_seconds": 7.0}) | {"bits_per_weight": 33.0})
+    results.add(record("nearest_mse", BOTH))
+    found = results.collect().set_index("method")[["bits_per_weight", "seconds_all", "cpu_seconds_all"]]
+    assert (found.loc["qdrop"].astype(float) == [8.0, 10.0, 10.0]).all(axis=None), "the sum over both, in both rows"
+    assert (found.loc["ptmq"].astype(float) == [33.0, 10.0, 7.0]).all(axis=None)
+    assert set(found.loc["nearest_mse", "bits_per_weight"]) == {""}, "a record that does not say"
+
+
 def test_another_way_to_measure_a_model_is_a_variant_of_its_own(two_ways):
     found = two_ways.collect()
     multiquant = found[found.method == "multiquant"]

@@ -8,7 +8,7 @@ import pytest
 import style
 
 from ptmq.methods.interface import discover
-from tests.records import BOTH, drawn, figures, record, script
+from tests.records import BOTH, drawn, figures, frontier_record, record, script
 
 
 def panels(results, name: str, *options: str) -> dict:
@@ -86,22 +86,6 @@ def test_nothing_but_the_ceiling_is_drawn_where_nothing_else_was_run(results):
 
 
 # ---------------------------------------------------------------- frontier and ablations
-def frontier_record(seed: int) -> dict:
-    """Of the mixed-precision stage: two uniform widths and two budgets; one more seed is a point better."""
-    points = [
-        {"kind": kind, "budget": budget, "average_bits": bits, "kib": 10 * bits, "bit_operations": int(1e9 * bits),
-         "top1": top1 + seed, "kl": 0.1, "correct": 85, "images": 100}
-        for kind, budget, bits, top1 in (
-            ("uniform", "W3A3", 3.0, 80.0), ("uniform", "W8A8", 8.0, 91.0), ("mixed", "3.50", 3.5, 85.0),
-            ("mixed", "5.50", 5.5, 90.5))
-    ]  # fmt: skip
-    switching = {"switch_ms": 0.1, "switch_images": 0, "prepared_mib": 2.0, "adaptive_bn_ms": 1500.0,
-                 "adaptive_bn_images": 12800}  # fmt: skip
-    body = record("ptmq", {}, seed)
-    kept = ("run", "protocol", "environment", "commit", "fp_top1", "split", "sha256")
-    return {key: body[key] for key in kept} | {"points": points, "switching": switching}
-
-
 @pytest.fixture
 def frontier(results, tmp_path):
     """The folder that frontier.py wrote, and its figure."""

@@ -1,220 +1,40 @@
-"""The workflow in a copy of the project: what runs, what reruns, and what a mistake or a failure is told.
+"""The workflow after one real run in a copy of the project: what it made, and what a change would run again.
 
-The networks are real and tiny budgets make the runs quick; the accuracy of such runs means nothing.
+The networks are real and tiny budgets make the run quick; its accuracy means nothing.
 """
 
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pandas as pd
 import pytest
-from conftest import QUICK, ROOT, copy_of_results, copy_of_the_project, snakemake
+
+from ptmq.common.provenance import code_sha256
+from tests.projects import QUICK, planned, snakemake
+from tests.toys import ROOT
+
+pytestmark = pytest.mark.xdist_group("project")  # the run is shared by one process
+CHANGED = "Params have changed"
+RESULTS = {"data", "train", "fp32", "nearest", "ptmq", "evaluate", "mixed"}  # rules that compute
+OF_PTMQ = {"ptmq", "evaluate", "mixed"}
 
 
-def jobs(done: subprocess.CompletedProcess) -> set[str]:
-    """The rules that a dry run would run."""
-    return {
-        line.split()[1].rstrip(":") for line in done.stdout.splitlines() if line.startswith(("rule ", "localrule "))
-    }
-
-
-def test_everything_is_there(project):
+# ---------------------------------------------------------------- what it made
+def test_every_run_is_a_row_and_its_record_says_what_was_done(project):
     out = project / "results/digits"
     runs = pd.read_csv(out / "runs.csv")
     assert set(runs.method) == {"fp32", "nearest_mse", "ptmq"} and set(runs.status) == {"done"}
     assert len(runs) == 1 + 6 + 6 and runs.images.eq(597).all()
-    tables = [f"tables/{name}.{e}" for name in ("accuracy", "verdict", "frontier") for e in ("csv", "md", "tex")]
-    names = ("accuracy", "blocks", "rounding", "cost", "frontier")
-    figures = [f"figures/{name}.{e}" for name in names for e in ("pdf", "svg", "png")]
-    for name in [*tables, *figures, "mlflow.db"]:
-        assert (out / name).stat().st_size > 0, name
     record = json.loads((out / "records/digits_resnet/ptmq/default/multi/seed0.json").read_text())
-    assert record["protocol"]["steps"] == 3 and record["run"]["widths"][0] == "W3A3"
-    assert {"python", "torch", "device", "threads"} <= set(record["environment"]) and record["commit"]
-    assert (out / "logs/quantize/digits_resnet/ptmq/default/multi/seed0.log").exists()
-
-
-def test_a_second_run_has_nothing_to_do(project):
-    done = snakemake(project, "all", "--config", QUICK)
-    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
-
-
-SUMMARY = {"collect", "tables", "accuracy", "cost", "verdict", "mlflow", "all"}  # of all runs
-OF_PTMQ = {"evaluate", "blocks", "mixed", "frontier"}
-
-
-@pytest.mark.parametrize("file, reruns", [
-    ("baselines/nearest.py", {"nearest", "evaluate"} | SUMMARY),
-    ("ptmq/methods/ptmq.py", {"ptmq"} | OF_PTMQ | SUMMARY),
-    ("ptmq/models/definitions/cifar_resnet.py", {"train", "fp32", "ptmq", "nearest"} | OF_PTMQ | SUMMARY),
-    ("ptmq/reconstruction/losses.py", {"ptmq", "nearest"} | OF_PTMQ | SUMMARY),
-    ("ptmq/suite/frontier.py", {"mixed", "frontier", "verdict", "mlflow", "all"}),
-    ("workflow/scripts/accuracy.py", {"accuracy", "mlflow", "all"}),
-    ("workflow/published.yaml", {"verdict", "mlflow", "all"}),
-])  # fmt: skip
-def test_a_change_reruns_what_it_changes_and_no_more(project, file, reruns):
-    path = project / file
-    before, times = path.read_text(), path.stat()
-    try:
-        os.utime(path)  # a touch is no change
-        touched = snakemake(project, "-n", "all", "--config", QUICK)
-        path.write_text(before + "\n# changed\n")
-        assert jobs(snakemake(project, "-n", "all", "--config", QUICK)) == reruns
-        assert jobs(touched) <= reruns
-    finally:
-        path.write_text(before)
-        os.utime(path, (times.st_atime, times.st_mtime))
-
-
-def test_another_setting_reruns_its_method_alone(project):
-    done = snakemake(project, "-n", "all", "--config", "methods={ptmq: {settings: {steps: 4}}}")
-    assert {"ptmq", "evaluate"} <= jobs(done) and not {"nearest", "train", "fp32", "data"} & jobs(done)
-
-
-def test_the_calibrated_model_can_be_taken_away(project):
-    from ptmq.network.serialization import load_model
-
-    model, info = load_model(project / "results/digits/models/digits_resnet/ptmq/default/multi/seed0")
-    model.set_bits(3, 3)
-    assert info["run"]["method"] == "ptmq" and info["units"][0]["unit"] == "stem"
-
-
-def test_the_python_of_the_readme_runs(project):
-    first, logged = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    code = f"{first}\nassert logits.shape == (8, 10) and not logits.requires_grad\n{logged}\nmodel.set_bits(4, 4)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_mistake_in_the_profile_is_one_sentence(project):
-    done = snakemake(project, "-n", "all", "--config", "sedes=[1]")
-    said = done.stdout + done.stderr  # a dry run tells it on stdout
-    assert done.returncode and "key 'sedes' is unknown. Did you mean 'seeds'?" in said
-    assert "Traceback" not in said
-
-
-def test_a_mistake_in_a_method_stops_before_the_first_computation(tmp_path):
-    folder = copy_of_the_project(tmp_path)
-    done = snakemake(folder, "all", "--config", "methods={ptmq: {settings: {lr_roundin: 3}}}")
-    assert done.returncode and "ptmq: setting 'lr_roundin' is unknown. Did you mean 'lr_rounding'?" in done.stderr
-    assert not (folder / "results/digits/weights").exists()
-
-
-def test_a_failing_method_leaves_the_others(project):
-    path = project / "baselines/nearest.py"
-    before = path.read_text()
-    try:
-        path.write_text(before + "\n    def calibrate(self, model, *_):\n        model.no_such_thing()\n")
-        done = snakemake(project, "all", "--keep-going", "--config", QUICK)
-        assert done.returncode, "a failure is a failure"
-        table = (project / "results/digits/tables/accuracy.md").read_text()
-        assert "failed (results/digits/logs/quantize/digits_resnet/nearest_mse/default/multi/seed0.log)" in table
-        assert "| digits_resnet | ptmq | default |" in table
-    finally:
-        path.write_text(before)
-    assert snakemake(project, "all", "--config", QUICK).returncode == 0
-    assert "failed" not in (project / "results/digits/tables/accuracy.md").read_text()
-
-
-def test_a_baseline_with_a_syntax_error_leaves_the_other_methods(project, tmp_path):
-    folder = copy_of_results(project, tmp_path / "project")
-    (folder / "baselines/mine.py").write_text("def (:\n")
-    table = "results/digits/tables/accuracy.md"
-    done = snakemake(folder, table, "--config", "methods={ptmq: {settings: {steps: 2}}}")
-    assert done.returncode == 0 and "rule ptmq" in done.stderr, done.stderr
-    done = snakemake(folder, "-n", table, "--config", "methods={mine: {}}")
-    said = done.stdout + done.stderr
-    assert done.returncode
-    assert "'mine' is unknown, and these modules could not be imported: baselines.mine: Synt" in said
-    assert "Traceback" not in said
-
-
-def test_a_dry_run_writes_no_result(project):
-    before = {path: path.stat().st_mtime for path in (project / "results").rglob("*")}
-    snakemake(project, "-n", "all", "--config", "calibration_images=64")
-    assert {path: path.stat().st_mtime for path in (project / "results").rglob("*")} == before
-
-
-def test_a_profile_can_be_renamed_and_a_method_without_a_rule_is_said(project):
-    done = snakemake(project, "-n", "all", "--config", "profile=mine", QUICK)
-    assert "results/mine/runs.csv" in done.stdout and done.returncode == 0
-    path = project / "baselines/mine.py"
-    path.write_text(
-        (project / "baselines/qdrop.py").read_text().replace("QDrop(", "Mine(").replace('"qdrop"', '"mine"')
-    )
-    try:
-        done = snakemake(project, "-n", "all", "--config", "methods={mine: {per_width: true}}")
-        assert "method 'mine' has no rule. Add it to workflow/rules/quantize.smk" in done.stdout + done.stderr
-    finally:
-        path.unlink()
-
-
-@pytest.mark.parametrize("target, message", [
-    ("data.json", "dataset 'cifar10' is not complete in 'none/cifar-10-batches-py' and offline is true. Point data_dir"),
-    ("weights/resnet20.safetensors", "weights 'resnet20-12fca82f.th' are not in 'none' and offline is true. Point weights_dir"),
-])  # fmt: skip
-def test_what_is_absent_offline_is_one_sentence(project, target, message):
-    done = snakemake(project, f"results/cifar10/{target}", "--configfile", "workflow/config/cifar10.yaml", "--config",
-                     "offline=true", PTMQ_DATA_DIR="none", PTMQ_WEIGHTS_DIR="none")  # fmt: skip
-    assert done.returncode and message in done.stderr
-
-
-def test_everything_but_the_runs_is_made_again_from_the_records_alone(project, tmp_path):
-    """No data, weights or models; what was not run is said."""
-    out = project / "results/digits"
-    folder = copy_of_the_project(tmp_path)
-    for kind in ("records", "mixed"):
-        shutil.copytree(out / kind, folder / "results/digits" / kind)
-    done = snakemake(folder, "all", "--config", QUICK, "from_records=true")
-    assert done.returncode == 0, done.stderr
-    assert not (folder / "results/digits/weights").exists() and (folder / "results/digits/mlflow.db").exists()
-    made = [p.relative_to(out) for p in out.rglob("*") if p.parent.name in ("tables", "figures") and p.suffix != ".pdf"]
-    assert len(made) > 20
-    for path in [*made, "runs.csv", "profile.json"]:
-        assert (folder / "results/digits" / path).read_bytes() == (out / path).read_bytes(), path
-    (folder / "results/digits/records/digits_resnet/nearest_mse/default/multi/seed0.json").unlink()
-    done = snakemake(folder, "all", "--config", QUICK, "from_records=true")
-    assert done.returncode == 0, done.stderr
-    table = (folder / "results/digits/tables/accuracy.md").read_text()
-    assert "| digits_resnet | nearest_mse | default | not run |" in table
-
-
-@pytest.mark.parametrize("profile", ["cifar10", "cifar10_ablations", "cifar10_tuning", "imagenet_subset"])
-def test_the_published_tables_are_those_of_the_published_records(profile, tmp_path):
-    folder = copy_of_the_project(tmp_path)
-    published = ROOT / "results" / profile
-    for path in (ROOT / "results").glob(f"{profile}*"):  # the verdict reads the ablations, too
-        shutil.copytree(
-            path, folder / "results" / path.name, ignore=shutil.ignore_patterns("mlflow*", "tables", "figures")
-        )
-    done = snakemake(folder, "all", "--forceall", "--configfile", f"workflow/config/{profile}.yaml", "--config",
-                     "from_records=true", f"tracking_uri=sqlite:///{tmp_path}/mlflow.db")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    made, committed = ({p.name: p.read_text() for p in (results / "tables").iterdir() if p.suffix != ".html"}
-                       for results in (folder / "results" / profile, published))  # fmt: skip
-    assert set(made) == set(committed) >= {"accuracy.csv", "accuracy.md", "accuracy.tex"}
-    for name, text in committed.items():
-        assert made[name] == text, name
-
-
-VARIANTS = "methods={ptmq: {settings: {steps: 3}, variants: {%s}}}"
-
-
-@pytest.mark.parametrize("target, config, message", [
-    ("ablation_gd", QUICK, "no variant of ptmq whose name begins with 'gd_'"),
-    ("ablations", QUICK, "has no variants of ptmq to compare"),
-    ("ablation_gd", VARIANTS % "gd_none: {gd: none}", "'default' of the same backbone and seed, which is missing for digits_resnet, seed 0"),
-    ("ablation_gd", VARIANTS % "default: {}, gd_none: {gd: none, seeds: [1]}", "missing for digits_resnet, seed 1"),
-    ("all", ["from_records=true", "profile=mine"], "results/mine/records has no record of a run of the profile"),
-])  # fmt: skip
-def test_what_cannot_be_compared_is_said(project, target, config, message):
-    done = snakemake(project, "-n", target, "--config", *([config] if isinstance(config, str) else config))
-    said = done.stdout + done.stderr
-    assert done.returncode and message in said
+    assert record["protocol"]["iterations"] == 3 and record["run"]["widths"][0] == "W3A3"
+    top1 = runs[(runs.method == "ptmq") & (runs.w_bits == 3)].top1.iloc[0]
+    assert record["results"][0]["top1"] == top1
+    cell = re.search(r"\| digits_resnet \| ptmq \| default \| (\d+\.\d\d) ", (out / "tables/accuracy.md").read_text())
+    assert cell and float(cell[1]) == pytest.approx(top1, abs=0.006)
 
 
 def test_every_table_is_a_parent_run(project):
@@ -223,7 +43,146 @@ def test_every_table_is_a_parent_run(project):
     client = mlflow.MlflowClient(f"sqlite:///{project}/results/digits/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     parents = {run.info.run_name: run for run in runs if "mlflow.parentRunId" not in run.data.tags}
-    assert set(parents) == {"accuracy", "frontier", "verdict"}
-    files = {file.path for file in client.list_artifacts(parents["verdict"].info.run_id)}
-    assert files == {f"verdict.{extension}" for extension in ("csv", "html", "md", "tex")}
-    assert "accuracy.png" in {file.path for file in client.list_artifacts(parents["accuracy"].info.run_id)}
+    assert set(parents) == {"accuracy", "frontier", "verdict"} and len(runs) == 3 + 3 + 1
+    made = {path.relative_to(project / "results/digits").as_posix()
+            for folder in ("tables", "figures") for path in (project / "results/digits" / folder).iterdir()}  # fmt: skip
+    logged = [file.path for run in parents.values() for file in client.list_artifacts(run.info.run_id)]
+    assert sorted(logged) == sorted(path.split("/")[1] for path in made), "every table and figure, once"
+
+
+def test_the_python_of_the_page_on_use_runs(project):
+    first, logged = re.findall(r"```python\n(.*?)```", (ROOT / "docs/use.md").read_text(), re.DOTALL)
+    code = f"{first}\nassert logits.shape == (8, 10) and not logits.requires_grad\n{logged}\nmodel.set_bits(4, 4)"
+    here = os.environ | {"PYTHONPATH": str(project)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True, env=here)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- what a change would run again
+@contextmanager
+def changed(path, text: str):
+    """A file with another text, for a while."""
+    before = path.read_text() if path.exists() else None
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.unlink() if before is None else path.write_text(before)
+
+
+def dry_run(project, *config: str):
+    return snakemake(project, "-n", "all", "--config", *(config or [QUICK]))
+
+
+def reruns(project, *files: str) -> dict[str, set[str]]:
+    """What a change of the content of some files would run, and why."""
+    first, *rest = files
+    path = project / first
+    with changed(path, f"{path.read_text()}\n# changed\n"):
+        return reruns(project, *rest) if rest else planned(dry_run(project))
+
+
+def by_itself(found: dict[str, set[str]]) -> set[str]:
+    """The rules whose own code changed; the others of the plan follow from those."""
+    return {rule for rule, reasons in found.items() if CHANGED in reasons}
+
+
+def test_files_that_were_only_touched_are_no_change(project):
+    for folder in ("ptmq", "baselines", "workflow"):
+        for path in (project / folder).rglob("*.py"):
+            os.utime(path)
+    before = {path: path.stat().st_mtime_ns for path in (project / "results").rglob("*")}
+    assert planned(dry_run(project)) == {}
+    assert {path: path.stat().st_mtime_ns for path in (project / "results").rglob("*")} == before, "nothing is written"
+
+
+@pytest.mark.parametrize("file, own, follow", [
+    ("baselines/nearest.py", {"nearest", "evaluate"}, {"collect", "tables", "accuracy", "verdict", "mlflow"}),
+    ("ptmq/methods/ptmq.py", OF_PTMQ, {"collect", "blocks", "frontier", "verdict", "mlflow"}),
+    ("ptmq/reconstruction/losses.py", {"fp32", "nearest", *OF_PTMQ}, {"collect", "blocks", "frontier", "mlflow"}),
+    ("ptmq/models/definitions/cifar_resnet.py", {"train", "fp32", "nearest", *OF_PTMQ}, {"collect", "mlflow"}),
+    ("ptmq/suite/frontier.py", {"mixed"}, {"frontier", "verdict", "mlflow"}),
+])  # fmt: skip
+def test_a_change_of_code_reruns_what_depends_on_it(project, file, own, follow):
+    found = reruns(project, file)
+    assert by_itself(found) <= own, "no rule of a report, no other method"
+    assert own | follow <= set(found), "and what is made of its results"
+    assert not set(found) & (RESULTS - own)
+
+
+def test_a_change_of_the_data_reruns_what_reads_data_and_no_report(project):
+    found = reruns(project, "ptmq/data/digits.py")
+    assert set(found) >= RESULTS and by_itself(found) <= RESULTS
+
+
+def test_a_change_of_a_report_redraws_that_report_alone(project):
+    found = reruns(project, "workflow/scripts/accuracy.py", "workflow/published.yaml")
+    assert by_itself(found) == {"accuracy", "verdict"} and set(found) == {"accuracy", "verdict", "mlflow", "all"}
+
+
+def test_a_new_method_and_a_new_backbone_rerun_nothing(project):
+    method, zoo = project / "baselines/mine.py", project / "ptmq/models/zoo.py"
+    text = (project / "baselines/qdrop.py").read_text().replace("QDrop(", "Mine(").replace('"qdrop"', '"mine"')
+    entry = zoo.read_text().replace("BACKBONES: dict[str, Backbone] = {", 'BACKBONES: dict[str, Backbone] = {\n"new": _option_a(110, "0" * 64),')  # fmt: skip
+    with changed(method, text), changed(zoo, entry):
+        assert planned(dry_run(project)) == {}
+        asked = dry_run(project, "methods={mine: {per_width: true}}")
+        assert "method 'mine' has no rule. Add it to workflow/rules/quantize.smk" in asked.stdout + asked.stderr
+
+
+def test_a_network_that_is_trained_longer_is_calibrated_anew(project):
+    found = planned(dry_run(project, QUICK, "backbones={digits_resnet: {training: {epochs: 2}}}"))
+    assert by_itself(found) - {"profile"} == {"train"} and set(found) & RESULTS == RESULTS - {"data"}
+
+
+def test_where_data_and_weights_lie_decides_no_result(project):
+    found = planned(dry_run(project, QUICK, "offline=true", "data_dir=elsewhere", "weights_dir=elsewhere"))
+    assert set(found) == {"profile", "all"}
+
+
+def test_another_setting_reruns_its_method_alone(project):
+    found = planned(dry_run(project, "methods={ptmq: {settings: {iterations: 4}}}"))
+    assert by_itself(found) - {"profile"} == {"ptmq"} and set(found) & RESULTS == OF_PTMQ
+
+
+def test_more_seeds_run_those_alone(project):
+    found = planned(dry_run(project, QUICK, "seeds=[0,1]"))
+    assert set(found) & RESULTS == {"nearest", *OF_PTMQ} and not by_itself(found) & RESULTS
+
+
+def test_a_profile_can_be_renamed(project):
+    done = dry_run(project, "profile=mine", QUICK)
+    assert done.returncode == 0 and "results/mine/runs.csv" in done.stdout and set(planned(done)) >= RESULTS
+
+
+# ---------------------------------------------------------------- what a mistake is told
+@pytest.mark.parametrize("config, message", [
+    (["sedes=[1]"], "key 'sedes' is unknown. Did you mean 'seeds'?"),
+    (["methods={ptmq: {settings: {lr_roundin: 3}}}"], "ptmq: setting 'lr_roundin' is unknown. Did you mean"),
+    (["from_records=true", "profile=mine"], "results/mine/records has no record of a run of the profile"),
+])  # fmt: skip
+def test_a_mistake_in_the_profile_is_one_sentence_before_anything_is_planned(project, config, message):
+    done = dry_run(project, *config)
+    said = done.stdout + done.stderr  # a dry run tells it on stdout
+    assert done.returncode and message in said and "Traceback" not in said and not planned(done)
+
+
+def test_an_ablation_without_variants_is_said_when_it_is_asked_for(project):
+    done = snakemake(project, "-n", "ablations", "--config", QUICK)
+    said = done.stdout + done.stderr
+    assert done.returncode and "has no variants of ptmq to compare" in said
+
+
+# ---------------------------------------------------------------- rules and code agree
+def test_the_bench_has_a_job_for_every_block_that_it_knows(project):
+    from ptmq.suite.bench import BLOCKS
+
+    done = snakemake(project, "-n", "bench")
+    cases = set(re.findall(r"output: results/bench/records/1/([\w-]+)\.json", done.stdout))
+    assert cases == {*BLOCKS, "depth", "switching", "processes"}
+
+
+def test_records_name_the_code_that_the_rules_watch(project):
+    """The hash of a training run in the copy is that of the same code here."""
+    record = json.loads((project / "results/digits/records/digits_resnet/fp32/default/W32A32/seed0.json").read_text())
+    assert record["code_sha256"] == code_sha256("ptmq.suite.evaluation", "ptmq.models.definitions.cifar_resnet")

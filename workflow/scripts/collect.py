@@ -24,7 +24,17 @@ KEYS = ["backbone", "method", "variant", "label", "seed"]
 MEASURED = ["w_bits", "a_bits", "top1", "kl", "correct", "images"]
 COST = ["iterations", "iterations_all", "calibration_images", "images_used", "labels", "epochs"]
 COST += ["switch_images", "switch_ms"]
-COST += ["seconds", "evaluation_seconds", "peak_mb", "device", "threads"]
+COST += [
+    "bits_per_weight",
+    "seconds",
+    "seconds_all",
+    "cpu_seconds",
+    "cpu_seconds_all",
+    "evaluation_seconds",
+    "peak_mb",
+    "device",
+    "threads",
+]
 COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", "fp_top1", *COST, "commit", "status"]
 COLUMNS += ["origin", "label", "in_groups", "kl", "correct", "images", "split", "dataset", "weights_sha256", "torch"]
 COLUMNS += ["rounding_values", "log", "code_sha256", "mixed_code", "correct_file", "images_processed"]
@@ -32,6 +42,7 @@ COLUMNS += ["machine", "cores", "load_start", "load_end"]
 WHOLE = ["iterations", "iterations_all", "calibration_images", "images_used", "labels", "epochs", "switch_images"]
 WHOLE += ["peak_mb", "threads", "correct", "images", "rounding_values", "images_processed", "cores"]
 ITERATIONS = {"steps": "iterations", "activation_steps": "activation_iterations"}  # in older records
+SUMMED = {"bits_per_weight": "bits_per_weight", "seconds": "seconds_all", "cpu_seconds": "cpu_seconds_all"}
 MULTI = "multi"  # label of a run for all widths at once
 NAME = re.compile(r"(?P<backbone>[^/]+)/(?P<method>[^/]+)/(?P<variant>[^/]+)/(?P<label>[^/]+)/seed(?P<seed>\d+)")
 
@@ -56,7 +67,9 @@ def rows_of_record(path: Path) -> list[dict]:
         "images_used": cost.get("images", run.get("calibration_images", 0)),  # older records do not say
         "labels": cost.get("labels", 0),
         "epochs": cost.get("epochs"),
+        "bits_per_weight": record.get("bits_per_weight"),  # older records do not say
         "seconds": round(cost["seconds"], 1),
+        "cpu_seconds": cost.get("cpu_seconds"),
         "evaluation_seconds": round(cost["evaluation_seconds"], 1),
         "peak_mb": round(cost["peak_mb"]),
         "device": machine["device"],
@@ -128,6 +141,24 @@ def mixed_code(table: pd.DataFrame) -> pd.Series:
     return pd.Series([said.get(key, "") for key in table[keys].itertuples(index=False, name=None)], table.index)
 
 
+def for_all_widths(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with what all widths of the bit groups take together.
+
+    Runs of one width each have the sum of their bits a weight, as their models are stored apart, and of their seconds;
+    it is unknown where one run's is. A run for all widths is its own sum.
+    """
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *SUMMED, "label", "in_groups"])))
+    keys = ["origin", "backbone", "method", "variant", "seed"]
+    apart = (table.label != MULTI) & table.in_groups.eq(True)
+    runs = table[apart].drop_duplicates([*keys, "label"])
+    sums = runs.groupby(keys)[list(SUMMED)].agg(lambda values: values.sum(skipna=False))
+    rows = pd.MultiIndex.from_frame(table[keys])
+    for name, total in SUMMED.items():
+        together = pd.Series(sums[name].reindex(rows).to_numpy(), table.index)
+        table[total] = together.where(apart, table[name])
+    return table
+
+
 def iterations_of(part: dict) -> int | None:
     """The iterations that a part of a record names, under today's name or that of older records."""
     return part.get("iterations", part.get("steps"))
@@ -192,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = rows_of_record(Path(root, "records", f"{item.partition(':')[0]}.json"))
         rows += [row | {"origin": "published"} for row in found]
     table = pd.DataFrame(rows + also_measured(rows))
+    table = for_all_widths(table)
     table["mixed_code"] = mixed_code(table.reindex(columns=COLUMNS))
     beside = args.out.parent  # what files are named from
     named = table.reindex(columns=["correct_file"]).correct_file
