@@ -4,14 +4,13 @@ import copy
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, fx, nn
 
 from ptmq.common.errors import InputError
 from ptmq.network.graph.blocks import Block, Cutter, is_open
 from ptmq.network.graph.coverage import rows_of
 from ptmq.network.graph.fold import fold_norms
-from ptmq.network.graph.prepare import at_inference, example_for, result_of, some_images, unwrapped
+from ptmq.network.graph.prepare import at_inference, example_for, on_the_cpu, result_of, some_images, unwrapped
 from ptmq.network.graph.record import Ref, record
 from ptmq.network.layers import Layer, QuantizedLayer, frozen, weight_of
 from ptmq.network.place import (
@@ -162,6 +161,7 @@ def _enters(node: fx.Node) -> bool:
     return is_open(node) or node.op == "placeholder"
 
 
+@on_the_cpu()
 def to_units(
     network: nn.Module, spec: QuantizationSpec, example: Tensor | None = None
 ) -> list[tuple[str, fx.GraphModule]]:
@@ -201,7 +201,7 @@ def to_units(
     return found
 
 
-@torch.no_grad()
+@on_the_cpu()
 def require_equal(network: nn.Module, units: Sequence[tuple[str, fx.GraphModule]], example: Tensor) -> None:
     """Raise InputError where units, one after the other, do not give the network's logits; the first that differs."""
     images = some_images(example.flip(0), CHECKED) * 0.75  # none that was recorded: what was taken for constant shows

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ptmq.common.errors import InputError
 from ptmq.network.graph.build import COUNTS, Builder
-from ptmq.network.graph.prepare import at_inference, example_for, some_images, unwrapped
+from ptmq.network.graph.prepare import at_inference, example_for, on_the_cpu, some_images, unwrapped
 from ptmq.network.graph.record import record
 from ptmq.network.layers import LAYERS, QuantizedLayer
 
@@ -38,6 +38,7 @@ MOVING_METHODS = (
 )
 
 
+@on_the_cpu()
 def trace(network: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     """The network's graph at inference; nothing in it writes into what it is given.
 
