@@ -104,8 +104,8 @@ def test_a_calibration_continues_only_from_its_own_unfinished_state(weights, mak
     calibrate(run, weights, None, tmp_path / "whole", CPU)
     save = calibration.ResumeFile.save
 
-    def saved(resume, model, units, identity):
-        save(resume, model, units, identity)
+    def saved(resume, model, units):
+        save(resume, model, units)
         saves.append(len(units))
         if len(saves) == 3:
             raise Interrupted
