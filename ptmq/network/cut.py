@@ -213,7 +213,7 @@ def require_equal(network: nn.Module, units: Sequence[tuple[str, fx.GraphModule]
             return
     except RuntimeError:  # what asks for float32 in so many words
         pass
-    recording, x = record(at_inference(network), images), images
+    recording, x = record(at_inference(network), images, values=True), images
     found = ""
     for name, unit in units:
         x, ref, found = unit(x), unit.meta.get("ref"), name
