@@ -134,8 +134,10 @@ def readers_of(node: fx.Node) -> list[fx.Node]:
 
 
 def _keeps_channels(node: fx.Node) -> bool:
-    """Whether a node takes some of the tokens, or their mean, with all their channels."""
+    """Whether a node takes some of the tokens, or their mean, or all in another order, with all their channels."""
     source = node.all_input_nodes[0].meta.get("shape", ())
+    if node.target == "transpose":
+        return all(isinstance(dim, int) and dim % len(source) != len(source) - 1 for dim in node.args[1:])
     if node.target == "mean":
         dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         dims = [dims] if isinstance(dims, int) else dims

@@ -6,6 +6,7 @@ stays. Weights and what is computed from them alone are constants. A write into 
 the tensor, or a view of it, afterwards reads that value.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from functools import partial
 from inspect import signature
 from types import FunctionType
 from typing import Any
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +49,10 @@ class Entry:
 
 @dataclass
 class Call:
-    """One operation. args, kwargs: as given, tensors that were computed replaced by a Ref · out: what it gave."""
+    """One operation. args, kwargs: as given, tensors that were computed replaced by a Ref · out: what it gave.
+
+    Of what varies with the images the shapes are kept (on the device "meta"), of constants the values.
+    """
 
     function: Callable | str
     args: tuple
@@ -56,15 +61,26 @@ class Call:
     inside: tuple[Entry, ...]  # the modules at work, outermost first
 
 
-@dataclass
+@dataclass(eq=False)
 class Known:
-    """A tensor that a call gave; `base`: the tensor that it is a view of, and how it is made of that."""
+    """A tensor that a call gave, as long as the network holds it.
 
-    tensor: Tensor
-    ref: Ref | None  # None: changed in a way that is not followed
+    ref: None where it was changed in a way that is not followed · base: what it is a view of, and `view` how.
+    """
+
+    held: "ReferenceType[Tensor]"
+    ref: Ref | None
     varies: bool  # with the images; else it is a constant
     base: "Known | None" = None
     view: tuple[Callable, tuple, dict[str, Any], int | None] | None = None
+    kept: Tensor | None = None  # the tensor of the base, while this view of it is held
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor itself."""
+        tensor = self.held()
+        assert tensor is not None
+        return tensor
 
 
 @dataclass
@@ -117,11 +133,11 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 class Recorder(TorchFunctionMode):
     """Writes down what is computed while it is active."""
 
-    def __init__(self, images: Tensor):
+    def __init__(self, images: Tensor, values: bool):
         super().__init__()
-        self.recording = Recording()
-        self.known: dict[int, Known] = {}
-        self.in_storage: dict[int, list[Known]] = {}
+        self.recording, self.values = Recording(), values
+        self.known: dict[int, Known] = {}  # by id of the tensor
+        self.in_storage: dict[int, dict[int, Known]] = {}  # those that share memory, by id
         self.inside: list[Entry] = []
         self.entered = 0
         self.other_names: dict[int, tuple[Tensor, Tensor]] = {}  # of constants: the other name, the constant
@@ -162,8 +178,14 @@ class Recorder(TorchFunctionMode):
         return any(one is not None and one.varies for one in known)
 
     def _know(self, tensor: Tensor, ref: Ref, varies: bool, base: Known | None = None, view: Any = None) -> Known:
-        known = self.known[id(tensor)] = Known(tensor, ref, varies, base, view)
-        self.in_storage.setdefault(_storage(tensor), []).append(known)
+        key, storage = id(tensor), _storage(tensor)
+
+        def forget(_: Any) -> None:
+            self.known.pop(key, None)
+            self.in_storage[storage].pop(key, None)
+
+        known = Known(weakref.ref(tensor, forget), ref, varies, base, view, base.tensor if base else None)
+        self.known[key] = self.in_storage.setdefault(storage, {})[key] = known
         return known
 
     def _ref(self, value: Any) -> Any:
@@ -190,8 +212,11 @@ class Recorder(TorchFunctionMode):
             self._know(tensor, Ref(number, place), varies, base, (func, args[1:], kwargs, place) if base else None)
 
     def _call(self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> int:
-        if not self._varies([args, kwargs]):
+        value = self.values or not self._varies([args, kwargs])
+        if value:
             out = mapped(out, lambda one: one.clone() if isinstance(one, Tensor) else one)  # it may be written into
+        else:
+            out = mapped(out, lambda one: torch.empty_like(one, device="meta") if isinstance(one, Tensor) else one)
         function, args, kwargs = _canonical(func, args, kwargs)
         call = Call(function, mapped(args, self._ref), mapped(kwargs, self._ref), out, tuple(self.inside))
         self.recording.calls.append(call)
@@ -249,7 +274,7 @@ class Recorder(TorchFunctionMode):
             child.base.ref, child.base.varies = self._scattered(child), child.base.varies or child.varies
             child = child.base
             fresh.add(id(child))
-        for other in sharing:
+        for other in list(sharing.values()):
             if id(other) in fresh:
                 continue
             if _geometry(other.tensor) == _geometry(known.tensor):
@@ -306,10 +331,13 @@ def told_of_modules(network: nn.Module, recorder: Recorder) -> Iterator[None]:
             hook.remove()
 
 
-def record(network: nn.Module, images: Tensor) -> Recording:
-    """What a network in inference mode computes on images, (n, ...), which stay as they are; its state may change."""
+def record(network: nn.Module, images: Tensor, values: bool = False) -> Recording:
+    """What a network in inference mode computes on images, (n, ...), which stay as they are; its state may change.
+
+    values: keep those of every call, not their shapes alone.
+    """
     images = images.clone()
-    recorder = Recorder(images)
+    recorder = Recorder(images, values)
     with told_of_modules(network, recorder), recorder:
         result = network(images)
     recorder.recording.result = recorder._ref(result_of(result))
