@@ -94,6 +94,7 @@ class DoReFaWeightQuantizer(WeightQuantizer):
     def __init__(self, widths: Sequence[int], at_edge: bool):
         super().__init__()
         self.at_edge, self.highest = at_edge, max(widths)
+        self.widths = [] if at_edge else sorted(widths)
         self.codes: Tensor | None = None  # of the highest width, where lower ones are made by dropping bits of them
 
     def quantized(self, weight: Tensor, bits: int) -> Tensor:

@@ -260,6 +260,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Top-1 at every width; write the run record, and beside it which images were classified correctly."""
     from ptmq.common.device import open_device
     from ptmq.common.files import write_json
+    from ptmq.data.datasets import dataset_named
     from ptmq.suite.evaluation import evaluate_fp, evaluate_model
 
     if (args.model is None) == (args.weights is None):
@@ -268,8 +269,9 @@ def evaluate(args: argparse.Namespace) -> None:
     correct = args.out.with_suffix(".correct.safetensors")
     if args.model is None:
         required(args, "backbone")
+        dataset = dataset_named(args.images) if args.images else None
         record = evaluate_fp(
-            args.backbone, args.weights, args.split, args.fp_outputs, args.data_dir, device, args.images, correct
+            args.backbone, args.weights, args.split, args.fp_outputs, args.data_dir, device, dataset, correct
         )
     else:
         record = evaluate_model(args.model, args.split, args.fp_outputs, args.data_dir, device, correct)

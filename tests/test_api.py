@@ -249,6 +249,28 @@ def test_a_mistake_is_one_sentence(mistake, pixels):
         ptmq.calibrate(**({"network": small(), "images": pixels, "progress": False} | changes))
 
 
+class Tokens(nn.Module):
+    """Patches of NHWC features by views, as in a Swin transformer: (n, 3, 8, 8) -> (n, 5)."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.mix = nn.Conv2d(3, 8, 1), nn.Linear(32, 32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.patches(x).permute(0, 2, 3, 1)  # (n, 8, 8, 8)
+        x = x.contiguous().view(x.shape[0], 4, 2, 4, 2, 8).permute(0, 1, 3, 2, 4, 5).contiguous()
+        x = x.view(x.shape[0], 4, 4, 32)
+        x = x + self.mix(x)
+        return self.head(x.view(x.shape[0], 16, 32).mean(1))
+
+
+def test_features_may_lie_in_memory_as_is_fastest(pixels):
+    model = ptmq.calibrate(Tokens(), pixels, "qdrop", "W8A8", **QUICK)
+    x = pixels.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(logits(model, x, 8), logits(model, pixels, 8), rtol=1e-3, atol=1e-3)
+
+
 # ---------------------------------------------------------------- resume
 def test_an_interrupted_calibration_goes_on_and_another_is_refused(tmp_path, pixels, monkeypatch):
     from ptmq.reconstruction import engine

@@ -1,16 +1,16 @@
 """Cutting a graph into units, each with one input and one output: the stem, the blocks, the head."""
 
+import copy
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, fx, nn
 
 from ptmq.common.errors import InputError
 from ptmq.network.graph.blocks import Block, Cutter, is_open
 from ptmq.network.graph.coverage import rows_of
 from ptmq.network.graph.fold import fold_norms
-from ptmq.network.graph.prepare import at_inference, example_for, result_of, some_images, unwrapped
+from ptmq.network.graph.prepare import at_inference, example_for, on_the_cpu, result_of, some_images, unwrapped
 from ptmq.network.graph.record import Ref, record
 from ptmq.network.layers import Layer, QuantizedLayer, frozen, weight_of
 from ptmq.network.place import (
@@ -161,6 +161,7 @@ def _enters(node: fx.Node) -> bool:
     return is_open(node) or node.op == "placeholder"
 
 
+@on_the_cpu()
 def to_units(
     network: nn.Module, spec: QuantizationSpec, example: Tensor | None = None
 ) -> list[tuple[str, fx.GraphModule]]:
@@ -200,15 +201,18 @@ def to_units(
     return found
 
 
-@torch.no_grad()
+@on_the_cpu()
 def require_equal(network: nn.Module, units: Sequence[tuple[str, fx.GraphModule]], example: Tensor) -> None:
     """Raise InputError where units, one after the other, do not give the network's logits; the first that differs."""
     images = some_images(example.flip(0), CHECKED) * 0.75  # none that was recorded: what was taken for constant shows
-    expected, x = result_of(at_inference(network)(images.clone())), images
-    for _, unit in units:
-        x = unit(x)
-    if _equal(x, expected):
+    if _equal(_through(units, images), result_of(at_inference(network)(images.clone()))):
         return
+    doubled = [(name, copy.deepcopy(unit).double()) for name, unit in units]  # or it is float32 that makes them differ
+    try:
+        if _equal(_through(doubled, images.double()), result_of(at_inference(network).double()(images.double()))):
+            return
+    except RuntimeError:  # what asks for float32 in so many words
+        pass
     recording, x = record(at_inference(network), images), images
     found = ""
     for name, unit in units:
@@ -223,6 +227,12 @@ def require_equal(network: nn.Module, units: Sequence[tuple[str, fx.GraphModule]
         f"{float((x - expected).abs().max()):.3g} apart, where the largest value is {float(expected.abs().max()):.3g}. "
         "Something in it is not followed, such as a scripted function, a function of another library, or chance."
     )
+
+
+def _through(units: Sequence[tuple[str, fx.GraphModule]], x: Tensor) -> Tensor:
+    for _, unit in units:
+        x = unit(x)
+    return x
 
 
 def _equal(x: Tensor, expected: Tensor) -> bool:

@@ -20,6 +20,7 @@ TRANSPOSED: dict[type, Any] = {
     nn.ConvTranspose3d: F.conv_transpose3d,
 }
 LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)  # what can be quantized
+FEW_CHANNELS = 16  # see `is_pixelwise`
 Layer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear
 Own = TypeVar("Own", bound=Quantizer)
 
@@ -42,10 +43,31 @@ def computation_of(layer: Layer) -> Computation:
     how = moves_of(layer)
     if isinstance(layer, nn.Linear):
         return cast(Computation, F.linear)
+    if is_pixelwise(layer):
+        return partial(_pixelwise, layer.stride, layer.groups)  # type: ignore[arg-type]
     if type(layer) in CONVOLUTIONS:
         return partial(CONVOLUTIONS[type(layer)], **how)
     function = partial(TRANSPOSED[type(layer)], output_padding=layer.output_padding, **how)
     return partial(_transposed, function, layer.groups)
+
+
+def is_pixelwise(layer: Layer) -> bool:
+    """Whether a convolution skips pixels and reads few channels of each of the others.
+
+    oneDNN's weight gradient of such a convolution writes beyond its memory where the channels lie last (torch 2.11:
+    F.conv2d(x, w, stride=2) with x (2, 3, 224, 224) and w (48, 3, 1, 1)).
+    """
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1) != layer.stride
+        and layer.padding == (0, 0)
+        and layer.in_channels < FEW_CHANNELS
+    )
+
+
+def _pixelwise(stride: tuple[int, int], groups: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same convolution on the pixels that it reads."""
+    return F.conv2d(x[..., :: stride[0], :: stride[1]].clone(), weight, bias, groups=groups)
 
 
 def _transposed(function: Any, groups: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -57,14 +57,15 @@ class Unit(nn.Module):
 class Switchable(nn.Module):
     """A network that switches between bit-widths: (batch, ...) images -> (batch, classes) logits.
 
-    widths: what it can take · spec: how the network is quantized · image_shape: of one image · modes: its ways to run
-    at a width, each evaluated; '' is the one that counts · recalibrated: whether the mode that is set needs BatchNorm
-    re-estimated at every switch · description: what a folder says of it, see `ptmq.api`.
+    widths: what it can take · spec: how the network is quantized · image_shape: of one image · rows: of its coverage ·
+    modes: its ways to run at a width, each evaluated; '' is the one that counts · recalibrated: whether the mode that
+    is set needs BatchNorm re-estimated at every switch · description: what a folder says of it, see `ptmq.api`.
     """
 
     widths: tuple[BitWidth, ...]
     spec: QuantizationSpec
     image_shape: tuple[int, ...]
+    rows: Coverage
     description: dict[str, Any] | None = None
     modes: ClassVar[tuple[str, ...]] = ("",)
     recalibrated = False
@@ -79,6 +80,10 @@ class Switchable(nn.Module):
     def bits_per_weight(self) -> float:
         """Bits that a weight takes for all widths together; here it is stored in FP32."""
         return 32.0
+
+    def coverage(self) -> Coverage:
+        """What is quantized, and why the rest is not: rows of (layer, kind, parameters, bits, reason)."""
+        return self.rows
 
 
 def known_width(widths: Sequence[BitWidth], weight: int, activation: int) -> BitWidth:
@@ -106,7 +111,7 @@ class MultiBitModel(Switchable):
         example = example_for(network, example)
         self.image_shape = tuple(example.shape[1:])
         found = to_units(network, spec, example)
-        self._coverage: Coverage = found[0][1].meta["coverage"]
+        self.rows = found[0][1].meta["coverage"]
         units = nn.ModuleList(Unit(name, graph) for name, graph in found)
         self.units = cast(Sequence[Unit], units)  # torch knows its items as modules only
         self.requires_grad_(False)
@@ -114,9 +119,24 @@ class MultiBitModel(Switchable):
         self.set_bits(FP, FP)
 
     def forward(self, x: Tensor) -> Tensor:
-        for unit in self.units:
-            x = unit(x)
-        return x
+        out = x
+        try:
+            for unit in self.units:
+                out = unit(out)
+        except RuntimeError as error:
+            self._require_shape(x, error)
+            raise
+        if len(out) != len(x):
+            self._require_shape(x, None)
+        return out
+
+    def _require_shape(self, x: Tensor, cause: Exception | None) -> None:
+        """Raise InputError where images are not of the shape that sizes in the network's graph belong to."""
+        if tuple(x.shape[1:]) != self.image_shape:
+            raise InputError(
+                f"this model takes images of shape {self.image_shape}, those that the network was converted with. Got "
+                f"{tuple(x.shape[1:])}. Convert the network again, with an example of that shape."
+            ) from cause
 
     @property
     def layers(self) -> Iterator[GridLayer]:
@@ -127,10 +147,6 @@ class MultiBitModel(Switchable):
     def quantizers(self) -> Iterator[ActivationQuantizer]:
         """Every activation quantizer, in order."""
         return (quantizer for unit in self.units for quantizer in unit.quantizers)
-
-    def coverage(self) -> Coverage:
-        """What is quantized, and why the rest is not: rows of (layer, kind, parameters, bits, reason)."""
-        return self._coverage
 
     def set_bits(self, weight: int, activation: int, unit: str | None = None) -> None:
         """Switch to `weight` and `activation` bits, the whole network or the one unit named.

@@ -46,45 +46,35 @@ def quantized_outputs(graph: fx.GraphModule, layers: Iterable[fx.Node], softmax:
 
 
 def first_layers(graph: fx.GraphModule) -> set[fx.Node]:
-    """The layers that read pixels before any other layer does."""
-    (images,) = (node for node in graph.graph.nodes if node.op == "placeholder")
-    return _reached(graph, images, lambda node: node.users)
+    """The layers that read pixels, and nothing that another layer made of them."""
+    sees: set[fx.Node] = set()  # what depends on the pixels
+    behind: set[fx.Node] = set()  # and on a layer
+    for node in graph.graph.nodes:
+        sources = [source for source in node.all_input_nodes if not source.meta.get("of_images")]
+        if node.op == "placeholder" or any(source in sees for source in sources):
+            sees.add(node)
+        if any(source in behind or is_layer(graph, source) for source in sources):
+            behind.add(node)
+    return {node for node in sees - behind if is_layer(graph, node)}
 
 
 def final_layers(graph: fx.GraphModule) -> set[fx.Node]:
-    """The layers behind which there is no other on the way to the logits."""
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    return _reached(graph, output, lambda node: node.all_input_nodes)
-
-
-def _reached(graph: fx.GraphModule, start: fx.Node, onwards: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    """The first layers on every way from a node."""
-    found, seen, waiting = set(), {start}, [start]
-    while waiting:
-        for node in onwards(waiting.pop()):
-            if is_layer(graph, node):
-                found.add(node)
-            elif node not in seen:
-                seen.add(node)
-                waiting.append(node)
-    return found
+    """The layers of which no other layer reads anything: they give the logits."""
+    before: set[fx.Node] = set()
+    for node in reversed(graph.graph.nodes):
+        if any(user in before or is_layer(graph, user) for user in node.users):
+            before.add(node)
+    return {node for node in graph.graph.nodes if is_layer(graph, node)} - before
 
 
 def edge_layers(graph: fx.GraphModule, units: Mapping[fx.Node, str], edges: str) -> tuple[set[fx.Node], set[fx.Node]]:
-    """The layers at the two ends: the first, and the last, which give the logits.
-
-    Where several read the pixels, or give the logits, those in the unit of the first or last of them; where `edges` is
-    `units`, all of stem and head.
-    """
-    layers = [node for node in graph.graph.nodes if is_layer(graph, node)]
-    ends = []
-    for end, at_end in ((layers[0], first_layers(graph)), (layers[-1], final_layers(graph))):
-        there = {node for node in layers if units[node] == units[end]}
-        ends.append(there if edges == "units" and isinstance(units[end], Edge) else (there & at_end) | {end})
-    if edges == "units":
-        whole = [{node for node in there if isinstance(units[node], Edge)} for there in ends]
-        return whole[0], whole[1]
-    return ends[0], ends[1]
+    """The layers at the two ends: the first and the last (or several side by side), or all of stem and head."""
+    first, last = first_layers(graph), final_layers(graph)
+    if edges == "layers":
+        return first, last
+    layers = [node for node in graph.graph.nodes if is_layer(graph, node) and isinstance(units[node], Edge)]
+    ends = [{units[node] for node in at_end} for at_end in (first, last)]
+    return {n for n in layers if units[n] in ends[0]}, {n for n in layers if units[n] in ends[1]}
 
 
 def quantize_graph(
@@ -140,13 +130,9 @@ def _fixed_activations(
         for source in sources_of(graph, input_of(node)) if bits else ():
             fixed[source] = max(bits or 0, fixed.get(source, 0))
     if spec.edges == "units":
-        head = {node for node, name in units.items() if isinstance(name, Edge) and name == units[max(last, key=_at)]}
-        fixed |= {node: spec.edge_bits for node in head if node not in fixed}
+        heads = {units[node] for node in last if isinstance(units[node], Edge)}
+        fixed |= {node: spec.edge_bits for node, name in units.items() if name in heads and node not in fixed}
     return fixed
-
-
-def _at(node: fx.Node) -> int:
-    return list(node.graph.nodes).index(node)
 
 
 def absorb_relus(graph: fx.GraphModule) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ptmq.common.errors import InputError
 from ptmq.network.graph.build import COUNTS, Builder
-from ptmq.network.graph.prepare import at_inference, example_for, some_images, unwrapped
+from ptmq.network.graph.prepare import at_inference, example_for, on_the_cpu, some_images, unwrapped
 from ptmq.network.graph.record import record
 from ptmq.network.layers import LAYERS, QuantizedLayer
 
@@ -38,6 +38,7 @@ MOVING_METHODS = (
 )
 
 
+@on_the_cpu()
 def trace(network: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
     """The network's graph at inference; nothing in it writes into what it is given.
 
@@ -87,6 +88,8 @@ def calls(
 
 def moves(graph: fx.GraphModule, node: fx.Node) -> bool:
     """True where a node only moves, joins or pools values."""
+    if node.target is operator.getitem and "shape" not in moved(node)[0].meta:  # one of several outputs
+        return moves(graph, moved(node)[0])
     if node.target is F.pad:  # zeros are on every grid
         return all(value in (None, 0, "constant", "reflect", "replicate", "circular") for value in _padding(node))
     return calls(graph, node, NOTHING, MOVING_FUNCTIONS, MOVING_METHODS) and isinstance(

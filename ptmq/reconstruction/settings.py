@@ -26,7 +26,7 @@ class StepSizeSettings:
 
     step_size_search: str = "shrink"  # shrink (BRECQ), shift (QDrop) or minmax
     step_size_images: int = 256  # calibration images that the activation search sees
-    edge_bits: int = 8  # weights of stem and head, activation that enters the last layer
+    edge_bits: int = 8  # weights of the first and the last layer, activation that enters the last
     quantize_softmax: bool = False  # of attention; else it stays in floating point
 
     def __post_init__(self) -> None:

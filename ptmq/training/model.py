@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
-from ptmq.network.cut import assign_units
+from ptmq.network.cut import assign_units, require_equal
+from ptmq.network.graph.coverage import rows_of
 from ptmq.network.graph.prepare import example_for
 from ptmq.network.layers import Layer, QuantizedLayer
 from ptmq.network.model import Switchable, known_width
@@ -62,6 +63,7 @@ class TrainableModel(Switchable):
         self.layers: list[QuantizedLayer] = []
         self.quantizers: list[Quantizer] = []
         graph = trace(network, example)
+        require_equal(network, [("network", graph)], example)
         quantize_graph(
             graph,
             assign_units(graph, spec.blocks),
@@ -69,6 +71,7 @@ class TrainableModel(Switchable):
             lambda layer, fixed: _kept(self.layers, to_layer(layer, fixed)),
             lambda fixed: _kept(self.quantizers, to_quantizer(fixed)),
         )
+        self.rows = rows_of(graph, spec)
         norms = [(name, module) for name, module in graph.named_modules() if isinstance(module, NORMS)]
         if not norms:
             raise InputError(

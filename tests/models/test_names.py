@@ -130,6 +130,16 @@ def test_a_network_by_its_name_is_calibrated_on_a_folder_in_one_line(tmp_path, c
     assert "tells 1000 classes apart, and the folder of images has 2" in capsys.readouterr().err
     (tmp_path / "val.txt").write_text("val/ant/1.jpg 7\n")
     assert main(evaluate) == 0
+    fp = [
+        "evaluate",
+        "--weights",
+        str(tmp_path / "model/fp.safetensors"),
+        "--backbone",
+        TINY,
+        "--images",
+        str(tmp_path),
+    ]
+    assert main([*fp, "--out", str(tmp_path / "fp.json")]) == 0
     assert main([*line, str(tmp_path / "other"), "--keep-fp", "layer1.0.conf1"]) == 2
     assert "keep_fp: layer 'layer1.0.conf1' is unknown. Did you mean 'layer1.0.conv1'" in capsys.readouterr().err
     assert main([*line, str(tmp_path / "other"), "--profile", "workflow/config/digits.yaml"]) == 2

@@ -66,6 +66,11 @@ def check_profile():
 
 if not FROM_RECORDS:
     check_profile()
+# Where data and weights lie, and whether they may be fetched, decides no result: given through the environment, a change
+# of it runs nothing again.
+folders = {"PTMQ_DATA_DIR": PROFILE.get("data_dir"), "PTMQ_WEIGHTS_DIR": PROFILE.get("weights_dir")}
+os.environ.update({name: str(folder) for name, folder in folders.items() if folder})
+os.environ.update(PTMQ_FETCH="--offline" if PROFILE.get("offline") else "")
 DEVICE, THREADS = PROFILE.get("device", "auto"), PROFILE.get("threads", 1)
 if FROM_RECORDS and not any(map(os.path.exists, PLAN.records)):
     raise WorkflowError(f"from_records is true, but {OUT}/records has no record of a run of the profile. Leave it out.")
@@ -144,9 +149,7 @@ def inside_results(parents):
 
 def option(name):
     """`--name value` for a value that the profile may leave out."""
-    value = PROFILE.get(name.replace("-", "_"))
-    if isinstance(value, bool):
-        return f"--{name}" if value else ""
+    value = PROFILE.get(name)
     return f"--{name} {shlex.quote(str(value))}" if value is not None else ""
 
 

@@ -5,8 +5,8 @@
 
 rule fp32:
     input:
-        data=ancient(rules.data.output),
-        weights=ancient(f"{OUT}/weights/{{backbone}}.safetensors"),
+        data=rules.data.output,
+        weights=f"{OUT}/weights/{{backbone}}.safetensors",
     output:
         record=f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.json",
         correct=f"{OUT}/records/{{backbone}}/{FP32}/default/W32A32/seed0.correct.safetensors",
@@ -21,7 +21,7 @@ rule fp32:
         gpu=on_gpu(),
     params:
         code=code_of("ptmq.suite.evaluation"),
-        options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
+        options=f"{option('split')} --device {DEVICE}",
         images=f"--images {shlex.quote(PROFILE['dataset'])}",
         entry=registry_entry,
     shell:
@@ -33,7 +33,7 @@ rule fp32:
 
 rule evaluate:
     input:
-        data=ancient(rules.data.output),
+        data=rules.data.output,
         model=rules.quantize.output.model,
         description=rules.quantize.output.description,
         fp=rules.fp32.output.outputs,
@@ -51,7 +51,7 @@ rule evaluate:
     params:
         code=code_of("ptmq.suite.evaluation"),
         folder=lambda wildcards, input: os.path.dirname(input.model),
-        options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
+        options=f"{option('split')} --device {DEVICE}",
     shell:
         logged(
             "python -m ptmq evaluate --model {params.folder} --fp-outputs {input.fp} {params.options}"
@@ -62,10 +62,10 @@ rule evaluate:
 rule mixed:
     # Sensitivities, the search for every budget, accuracy of what it finds, and the cost of a switch.
     input:
-        data=ancient(rules.data.output),
+        data=rules.data.output,
         model=rules.quantize.output.model,
         description=rules.quantize.output.description,
-        weights=ancient(f"{OUT}/weights/{{backbone}}.safetensors"),
+        weights=f"{OUT}/weights/{{backbone}}.safetensors",
         fp=rules.fp32.output.outputs,
     output:
         f"{OUT}/mixed/{RUN}.json",
@@ -80,7 +80,7 @@ rule mixed:
     params:
         code=code_of("ptmq.suite.frontier"),
         folder=lambda wildcards, input: os.path.dirname(input.model),
-        options=f"{option('data-dir')} {option('split')} --device {DEVICE}",
+        options=f"{option('split')} --device {DEVICE}",
     shell:
         logged(
             "python -m ptmq mixed --model {params.folder} --weights {input.weights} --fp-outputs {input.fp}"

@@ -11,9 +11,9 @@ rule data:
         "../../environment.yml"
     params:
         code=code_of("ptmq.data.datasets"),
-        options=f"--dataset {shlex.quote(PROFILE['dataset'])} {option('data-dir')} {option('offline')}",
+        dataset=shlex.quote(PROFILE["dataset"]),
     shell:
-        logged("python -m ptmq data {params.options} --out {output}")
+        logged("python -m ptmq data --dataset {params.dataset} $PTMQ_FETCH --out {output}")
 
 
 rule weights:
@@ -28,15 +28,14 @@ rule weights:
     params:
         code=code_of("ptmq.models.checkpoints"),
         entry=registry_entry,
-        options=f"{option('weights-dir')} {option('offline')}",
     shell:
-        logged("python -m ptmq weights --backbone {wildcards.backbone} {params.options} --out {output}")
+        logged("python -m ptmq weights --backbone {wildcards.backbone} $PTMQ_FETCH --out {output}")
 
 
 rule train:
     # A network without a public checkpoint is trained here.
     input:
-        data=ancient(rules.data.output),
+        data=rules.data.output,
     output:
         protected(f"{OUT}/weights/{{backbone}}.safetensors"),
     log:
@@ -56,10 +55,10 @@ rule train:
         ),
         code=code_of("ptmq.training.floating_point"),
         entry=registry_entry,
-        options=f"{option('data-dir')} --device {DEVICE}",
+        device=DEVICE,
     shell:
         logged(
-            "python -m ptmq train --backbone {wildcards.backbone} {params.settings} {params.options}"
+            "python -m ptmq train --backbone {wildcards.backbone} {params.settings} --device {params.device}"
             " --threads {threads} --out {output}"
         )
 

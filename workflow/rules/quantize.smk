@@ -4,8 +4,8 @@
 rule quantize:
     # The template. Its own wildcard matches no method: each method has its rule below.
     input:
-        data=ancient(rules.data.output),
-        weights=ancient(f"{OUT}/weights/{{backbone}}.safetensors"),
+        data=rules.data.output,
+        weights=f"{OUT}/weights/{{backbone}}.safetensors",
     output:
         model=f"{OUT}/models/{RUN}/model.safetensors",
         description=f"{OUT}/models/{RUN}/model.json",
@@ -26,12 +26,8 @@ rule quantize:
         entry=registry_entry,
         spec=spec,
         folder=lambda wildcards, output: os.path.dirname(output.model),
-        options=option("data-dir"),
     shell:
-        logged(
-            "python -m ptmq quantize --spec {params.spec:q} --weights {input.weights} {params.options}"
-            " --out {params.folder}"
-        )
+        logged("python -m ptmq quantize --spec {params.spec:q} --weights {input.weights} --out {params.folder}")
 
 
 use rule quantize as nearest with:

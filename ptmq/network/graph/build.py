@@ -8,45 +8,18 @@ layer a call.
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ptmq.common.errors import InputError
+from ptmq.network.graph.lift import ARGUMENTS, PRODUCTS, bound, layer_of
 from ptmq.network.graph.record import Call, Recording, Ref, mapped, tensors_in
 
 COUNTS = 2, 3  # images of the two recordings
 
-CONVOLUTIONS: dict[Callable, type[nn.Module]] = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
-TRANSPOSED: dict[Callable, type[nn.Module]] = {
-    F.conv_transpose1d: nn.ConvTranspose1d,
-    F.conv_transpose2d: nn.ConvTranspose2d,
-    F.conv_transpose3d: nn.ConvTranspose3d,
-}
-DROPOUTS: dict[Callable, type[nn.Module]] = {
-    F.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.dropout3d: nn.Dropout3d,
-    F.alpha_dropout: nn.AlphaDropout,
-    F.feature_alpha_dropout: nn.FeatureAlphaDropout,
-}
 MADE = (torch.zeros, torch.ones, torch.full, torch.empty, torch.arange, torch.linspace, torch.eye)  # of nothing
-PRODUCTS = ("matmul", "__matmul__", torch.matmul, operator.matmul)
-ARGUMENTS: dict[Any, tuple[str, ...]] = {
-    F.linear: ("input", "weight", "bias"),
-    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
-    **dict.fromkeys(CONVOLUTIONS, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
-    **dict.fromkeys(
-        TRANSPOSED, ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
-    ),
-    **dict.fromkeys(DROPOUTS, ("input", "p", "training")),
-    **dict.fromkeys(PRODUCTS, ("input", "weight")),
-}
 
 
 @dataclass(frozen=True)
@@ -62,11 +35,6 @@ class Constant:
 
     value: Tensor
     origins: frozenset[str]
-
-
-def bound(function: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of one of ARGUMENTS, by name."""
-    return dict(zip(ARGUMENTS[function], args, strict=False)) | kwargs
 
 
 class Builder:
@@ -104,6 +72,7 @@ class Builder:
         self.graph.output(self._node(result))
         module = fx.GraphModule(self.root, self.graph)
         module.graph.eliminate_dead_code()
+        _mark_of_images(module.graph)
         module.delete_all_unused_submodules()
         module.recompile()
         module.meta["parameters"] = {n: p.numel() for n, p in self.state.items() if isinstance(p, nn.Parameter)}
@@ -177,7 +146,7 @@ class Builder:
                 node = self.graph.call_function(operator.getitem, args, kwargs)
             else:
                 op = "call_method" if isinstance(call.function, str) else "call_function"
-                node = self.graph.create_node(op, call.function, args, kwargs, name=_leaf_name(call))
+                node = self.graph.create_node(op, _in_any_layout(call), args, kwargs, name=_leaf_name(call))
         outs = zip(tensors_in(call.out), tensors_in(other.out), strict=True)
         node.meta["inside"] = call.inside
         for position, (one, two) in enumerate(outs):
@@ -241,31 +210,28 @@ class Builder:
         given = bound(call.function, args, kwargs)
         if not self._open(given["input"]):
             return None
-        make: Callable[..., nn.Module | None] = _linear
-        if call.function in CONVOLUTIONS or call.function in TRANSPOSED:
-            make = partial(_convolution, (CONVOLUTIONS | TRANSPOSED)[call.function])
-        elif call.function is F.batch_norm:
-            make = partial(self._batch_norm, call)
-        elif call.function is F.layer_norm:
-            make = _layer_norm
-        elif call.function in DROPOUTS:
-            make = partial(_dropout, DROPOUTS[call.function])
-        elif call.function in PRODUCTS:
-            make = _linear_of_product
         tensors = {name: value for name, value in given.items() if isinstance(value, Ref | Tensor) and name != "input"}
         constants = {name: self._constant_of(value) for name, value in tensors.items()}
         found = {name: constant for name, constant in constants.items() if constant is not None}
         if len(found) < len(tensors):
             return None
         values = {name: constant.value for name, constant in found.items()}
-        layer = make(**{**given, "input": call.out, **values})
+        layer = layer_of(call.function, given | values, call.out.dim(), where(call))
         if layer is None:
             return None
+        if "running_mean" in given:
+            self._count_batches(given["running_mean"], layer)
         name = self._unique(self._layer_name(call, found))
         _add_submodule(self.root, name, layer)
         node = self.graph.call_module(name, (self._node(given["input"]),))
         node.meta["origins"] = {name: constant.origins for name, constant in found.items()}
         return node
+
+    def _count_batches(self, running_mean: Any, norm: nn.Module) -> None:
+        """Give a norm the counter that it has in the network."""
+        name = self.names.get(id(running_mean), "").removesuffix("running_mean") + "num_batches_tracked"
+        if name in self.state:
+            norm.num_batches_tracked = self.state[name].clone()
 
     def _layer_name(self, call: Call, constants: dict[str, Constant]) -> str:
         """Of the parameter that the layer's weight comes from: 'conv1' of 'conv1.weight'; else of the module."""
@@ -282,73 +248,20 @@ class Builder:
         own = own.removesuffix("_weight")
         return f"{owner}.{own}" if owner else own
 
-    def _batch_norm(self, call: Call, **given: Any) -> nn.Module:
-        """A BatchNorm at inference."""
-        if given.get("running_mean") is None or given.get("running_var") is None or given.get("training"):
-            raise InputError(
-                f"{where(call)}: a BatchNorm without running statistics gives every image a result that depends on the "
-                "others. Use track_running_stats=True."
-            )
-        size = len(given["running_mean"])
-        kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-        affine = given.get("weight") is not None or given.get("bias") is not None
-        kind = kinds[given["input"].dim()]
-        norm = kind(size, given.get("eps", 1e-5), given.get("momentum", 0.1), affine, device="meta")
-        norm.running_mean, norm.running_var = given["running_mean"].clone(), given["running_var"].clone()
-        if affine:
-            weight, bias = given.get("weight"), given.get("bias")
-            norm.weight = _parameter(torch.ones(size) if weight is None else weight)
-            norm.bias = _parameter(torch.zeros(size) if bias is None else bias)
-        name = self.names.get(id(given["running_mean"]), "").removesuffix("running_mean") + "num_batches_tracked"
-        norm.num_batches_tracked = self.state.get(name, torch.zeros((), dtype=torch.long)).clone()
-        return norm.eval()
 
-
-def _parameter(value: Tensor) -> nn.Parameter:
-    """A copy that learns as the given one does."""
-    return nn.Parameter(value.detach().clone(), value.requires_grad or not isinstance(value, nn.Parameter))
-
-
-def _fill(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """Give a layer on no device its parameters."""
-    layer.register_parameter("weight", _parameter(weight))
-    layer.register_parameter("bias", None if bias is None else _parameter(bias))
-    return layer.eval()
-
-
-def _linear(weight: Tensor, bias: Tensor | None = None, **_: Any) -> nn.Module | None:
-    if weight.dim() != 2:
-        return None
-    return _fill(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight, bias)
-
-
-def _linear_of_product(weight: Tensor, **_: Any) -> nn.Module | None:
-    """x @ weight."""
-    return _linear(weight.T) if weight.dim() == 2 else None
-
-
-def _convolution(kind: type, weight: Tensor, bias: Tensor | None = None, input: Any = None, **how: Any) -> nn.Module:
-    groups = how.get("groups", 1)
-    first, second = (weight.shape[1] * groups, weight.shape[0]) if kind in CONVOLUTIONS.values() else (
-        weight.shape[0], weight.shape[1] * groups)  # fmt: skip
-    return _fill(kind(first, second, tuple(weight.shape[2:]), **how, device="meta"), weight, bias)
-
-
-def _layer_norm(
-    normalized_shape: tuple[int, ...], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
-    **_: Any,
-) -> nn.Module | None:  # fmt: skip
-    if weight is None and bias is None:
-        return None
-    return _fill(
-        nn.LayerNorm(list(normalized_shape), eps, device="meta"),
-        torch.ones(normalized_shape) if weight is None else weight,
-        bias,
-    )
-
-
-def _dropout(kind: type, p: float = 0.5, training: bool = True, **_: Any) -> nn.Module | None:
-    return None if training else kind(p).eval()
+def _mark_of_images(graph: fx.Graph) -> None:
+    """Mark what depends on the number of images alone, such as a class token for each; not what a layer reads."""
+    for node in graph.nodes:
+        made_of = [source for source in node.all_input_nodes if source.op != "get_attr"]
+        alone = all(source.meta.get("of_images") for source in made_of)
+        if node.op in ("call_function", "call_method") and made_of and alone:
+            node.meta["of_images"] = True
+    for node in reversed(graph.nodes):
+        reads = node.op == "call_module" or node.target in (*PRODUCTS, torch.einsum, torch.bmm, "bmm")
+        if reads or (node.op != "output" and "unmarked" in node.meta):
+            for source in node.all_input_nodes:
+                if source.meta.get("of_images") and "shape" in source.meta:
+                    source.meta |= {"of_images": False, "unmarked": True}
 
 
 def _add_submodule(root: nn.Module, name: str, module: nn.Module) -> None:
@@ -375,6 +288,12 @@ def _positional(function: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tup
             if name in kwargs:
                 return (kwargs[name],), {key: value for key, value in kwargs.items() if key != name}
     return args, kwargs
+
+
+def _in_any_layout(call: Call) -> Callable | str:
+    """The operation; a view, if not of another type, as a reshape: features may lie otherwise than those recorded."""
+    types = any(isinstance(argument, torch.dtype) for argument in (*call.args, *call.kwargs.values()))
+    return "reshape" if call.function == "view" and not types else call.function
 
 
 def _leaf_name(call: Call) -> str | None:

@@ -81,7 +81,8 @@ def rows_of(graph: fx.GraphModule, spec: QuantizationSpec) -> Coverage:
     Raises InputError where a weight is left out that `spec` does not name, or `spec` names what is not there.
     """
     parameters: dict[str, int] = graph.meta["parameters"]
-    rows = Coverage(row for node in graph.graph.nodes for row in _rows_of_node(graph, node, spec, parameters))
+    found = (row for node in graph.graph.nodes for row in _rows_of_node(graph, node, spec, parameters))
+    rows = Coverage({(row.layer, row.kind): row for row in found}.values())  # a constant may be read in several forms
     rest = dict(parameters)
     for node in graph.graph.nodes:
         for name in [*_origins(node), *node.meta.get("folded", [])]:
@@ -144,14 +145,21 @@ def _use(node: fx.Node) -> str:
 
 
 def _aggregated(graph: fx.GraphModule, parameters: dict[str, int]) -> Iterator[Row]:
-    """One row for all biases, one for all folded norms."""
+    """One row for all biases, one for all folded norms, one for what weights are computed from beside a weight."""
     biases = {name for node in graph.graph.nodes if isinstance(module_of(graph, node), (*LAYERS, QuantizedLayer))
               for name in node.meta.get("origins", {}).get("bias", ())}  # fmt: skip
     folded = {name for node in graph.graph.nodes for name in node.meta.get("folded", [])}
-    for names, kind, reason in ((biases, "biases", "added to sums"), (folded, "norms", "folded into layers")):
+    factors = {name for node in graph.graph.nodes for name in sorted(
+        node.meta.get("origins", {}).get("weight", ()), key=lambda name: parameters.get(name, 0)
+    )[:-1] if isinstance(module_of(graph, node), (*LAYERS, QuantizedLayer))}  # fmt: skip
+    for names, layer, kind, reason in (
+        (biases, "(biases of layers)", "biases", "added to sums"),
+        (folded, "(folded norms)", "norms", "folded into layers"),
+        (factors, "(factors of weights)", "factors", "a weight is computed from them"),
+    ):
         count = sum(parameters.get(name, 0) for name in names)
         if count:
-            yield Row(f"({kind} of layers)" if kind == "biases" else "(folded norms)", kind, count, (FP,), reason)
+            yield Row(layer, kind, count, (FP,), reason)
 
 
 def _origins(node: fx.Node) -> set[str]:

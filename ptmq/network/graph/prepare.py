@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any
 
@@ -20,13 +21,10 @@ def unwrapped(network: nn.Module) -> nn.Module:
         network = network.module
     if isinstance(network, torch.jit.ScriptModule):
         raise InputError("a scripted network cannot be followed. Give the nn.Module that it was made of.")
-    needed = [
-        name
-        for name, parameter in signature(network.forward).parameters.items()
-        if parameter.default is Parameter.empty
-        and parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    ]
-    if len(needed) != 1:
+    given = signature(network.forward).parameters.items()
+    named = {name: one for name, one in given if one.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)}
+    needed = [name for name, one in named.items() if one.default is Parameter.empty]
+    if len(needed) > 1 or not given:
         raise InputError(
             f"{type(network).__name__}.forward must take one input, the images. Got {len(needed)}: "
             f"{', '.join(needed)}. Wrap the network in a module that gives the others."
@@ -63,12 +61,19 @@ def _told(example: Any) -> str:
     return f"{example.dtype} of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
 
 
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """Inside, tensors are made on the CPU and in full precision, and know their versions, whatever holds outside."""
+    with torch.inference_mode(False), torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.no_grad():
+        yield
+
+
 def example_for(network: nn.Module, example: Tensor | None) -> Tensor:
     """The example, or one of a size found by trial."""
     return found_example(unwrapped(network)) if example is None else example
 
 
-@torch.no_grad()
+@on_the_cpu()
 def found_example(network: nn.Module) -> Tensor:
     """Two random images of the first size that the network takes."""
     own, generator = at_inference(network), torch.Generator().manual_seed(0)
@@ -102,9 +107,10 @@ def _shapes(network: nn.Module) -> Iterator[tuple[int, ...]]:
 
 
 def result_of(result: Any) -> Any:
-    """The logits in what a network gives: itself, or the one tensor, or what is called logits."""
-    if isinstance(result, dict) and "logits" in result:
-        return result["logits"]
+    """The logits in what a network gives: itself, or what is called logits or out, or the one tensor."""
+    for name in ("logits", "out"):  # of classes, or of classes for every pixel
+        if isinstance(result, dict) and name in result:
+            return result[name]
     if isinstance(result, list | tuple | dict):
         parts = list(result.values() if isinstance(result, dict) else result)
         parts = [part for part in parts if part is not None]

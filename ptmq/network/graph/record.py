@@ -142,6 +142,8 @@ class Recorder(TorchFunctionMode):
         before = [_version(tensor) for tensor in given]
         out = func(*args, **kwargs)
         changed = [tensor for tensor, version in zip(given, before, strict=True) if _version(tensor) != version]
+        if given and given[0].is_inference() and _says_in_place(name, kwargs):
+            changed = given[:1]
         if name in SAME:
             self._same(args[0], out)
         elif changed:
@@ -304,7 +306,6 @@ def told_of_modules(network: nn.Module, recorder: Recorder) -> Iterator[None]:
             hook.remove()
 
 
-@torch.no_grad()
 def record(network: nn.Module, images: Tensor) -> Recording:
     """What a network in inference mode computes on images, (n, ...), which stay as they are; its state may change."""
     images = images.clone()
@@ -337,6 +338,11 @@ def _canonical(func: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, tup
             given.arguments["inplace"] = False
         args, kwargs = given.args, given.kwargs
     return func, args, kwargs
+
+
+def _says_in_place(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a function is one that writes, by its name; for tensors of inference mode, which have no versions."""
+    return (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or bool(kwargs.get("inplace"))
 
 
 def _version(tensor: Tensor) -> int:
