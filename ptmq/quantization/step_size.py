@@ -19,7 +19,7 @@ CHUNK = 2**22  # values that are sorted into bins at a time
 SMALLEST_STEP = 1e-8
 PARENT_BITS = 8  # of the code that nested widths share
 
-Grid = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]  # low, high, bits -> step size, zero point
+Grids = Callable[[Tensor, Tensor, int], Iterator[tuple[Tensor, Tensor]]]  # low, high, bits -> step sizes, zero points
 
 
 def affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -28,24 +28,42 @@ def affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return step, torch.round(-low / step) + 0.0  # + 0.0 turns -0. into 0.
 
 
-def nested(lowest: int) -> Grid:
+def own(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The one grid that a width takes for a range when it has the choice to itself."""
+    yield affine(low, high, bits)
+
+
+def nested(lowest: int) -> Grids:
     """Grids of which that at b bits holds every 2^(8-b)-th value of that at 8 bits, down to `lowest` bits.
 
-    Step sizes are a power of two apart and zero points too, so 0 is on every grid; a range is stretched to hold it.
+    Step sizes are a power of two apart and zero points too, so 0 is on every grid; a range is stretched to hold it. As
+    zero points are multiples of 2^(b-lowest), a grid of just the range's width lies beside it and clips on one side.
+    First comes the narrowest grid that holds the whole range, then two of its width, which clip above or below.
     """
 
-    def grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        step, _ = affine(low.clamp_max(0), high.clamp_min(0), bits)
-        finer = 2 ** (bits - lowest)
-        zero_point = torch.round(-low.clamp_max(0) / (step * finer)).clamp(0, largest_code(lowest))
-        return step, zero_point * finer
+    def grids(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        step, _ = affine(low, high, bits)
+        finer, nothing = 2 ** (bits - lowest), torch.zeros_like(low)
+        coarse = torch.floor(-low / (step * finer))
+        zeros = [(coarse + up).clamp(0, largest_code(lowest)) * finer for up in (0, 1)]
+        below, above = (
+            torch.maximum(
+                torch.where(low < 0, -low / zero, nothing),
+                torch.where(high > 0, high / (largest_code(bits) - zero), nothing),
+            ).clamp_min(SMALLEST_STEP)
+            for zero in zeros
+        )
+        yield torch.minimum(below, above), torch.where(below <= above, zeros[0], zeros[1])
+        for zero in zeros:
+            yield step, zero
 
-    return grid
+    return grids
 
 
-def minmax(x: Tensor, bits: int, grid: Grid = affine) -> tuple[Tensor, Tensor]:
+def minmax(x: Tensor, bits: int, grids: Grids = own) -> tuple[Tensor, Tensor]:
     """Step and zero point of the whole range, stretched to hold 0. x: (channels, values) -> (channels,) each."""
-    return grid(x.amin(1).clamp_max(0), x.amax(1).clamp_min(0), bits)
+    return next(iter(grids(x.amin(1).clamp_max(0), x.amax(1).clamp_min(0), bits)))
 
 
 def grid_error(x: Tensor, count: Tensor | None, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
@@ -56,28 +74,28 @@ def grid_error(x: Tensor, count: Tensor | None, step: Tensor, zero_point: Tensor
 
 
 def _best(
-    candidates: Iterable[tuple[Tensor, Tensor]], x: Tensor, count: Tensor | None, bits: int, grid: Grid
+    candidates: Iterable[tuple[Tensor, Tensor]], x: Tensor, count: Tensor | None, bits: int, grids: Grids
 ) -> tuple[Tensor, Tensor]:
     """The candidate (step, zero_point) with the least error for each row; the first of equals wins."""
     best = torch.full_like(x[:, 0], torch.inf)
     step, zero_point = torch.ones_like(best), torch.zeros_like(best)
     for low, high in candidates:
-        new_step, new_zero = grid(low, high, bits)
-        error = grid_error(x, count, new_step, new_zero, bits)
-        better = error < best
-        best = torch.where(better, error, best)
-        step, zero_point = torch.where(better, new_step, step), torch.where(better, new_zero, zero_point)
+        for new_step, new_zero in grids(low, high, bits):
+            error = grid_error(x, count, new_step, new_zero, bits)
+            better = error < best
+            best = torch.where(better, error, best)
+            step, zero_point = torch.where(better, new_step, step), torch.where(better, new_zero, zero_point)
     return step, zero_point
 
 
-def shrink(x: Tensor, bits: int, count: Tensor | None = None, grid: Grid = affine) -> tuple[Tensor, Tensor]:
+def shrink(x: Tensor, bits: int, count: Tensor | None = None, grids: Grids = own) -> tuple[Tensor, Tensor]:
     """BRECQ's search: shrink (min, max) together by 0 %, 1 %, .. 79 %. x: (channels, values) -> (channels,) each."""
     low, high = x.amin(1), x.amax(1)
     factors = (1 - 0.01 * i for i in range(SHRINKS))
-    return _best(((low * f, high * f) for f in factors), x, count, bits, grid)
+    return _best(((low * f, high * f) for f in factors), x, count, bits, grids)
 
 
-def shift(x: Tensor, bits: int, count: Tensor | None = None, grid: Grid = affine) -> tuple[Tensor, Tensor]:
+def shift(x: Tensor, bits: int, count: Tensor | None = None, grids: Grids = own) -> tuple[Tensor, Tensor]:
     """QDrop's search: for values on both sides of 0, every range and every zero point; else every threshold.
 
     x: (channels, values) -> (channels,) each. It tries 100 * 2^bits grids on two-sided input, so it is slow
@@ -97,14 +115,14 @@ def shift(x: Tensor, bits: int, count: Tensor | None = None, grid: Grid = affine
                     below = span / largest_code(bits) * zero
                     yield -below, span - below
 
-    return _best(candidates(), x, count, bits, grid)
+    return _best(candidates(), x, count, bits, grids)
 
 
 Search = Callable[
     ..., tuple[Tensor, Tensor]
-]  # (x, bits, count=None, grid=affine) -> step size and zero point, (channels,) each
+]  # (x, bits, count=None, grids=own) -> step size and zero point, (channels,) each
 SEARCHES: dict[str, Search] = {
-    "minmax": lambda x, bits, count=None, grid=affine: minmax(x, bits, grid),
+    "minmax": lambda x, bits, count=None, grids=own: minmax(x, bits, grids),
     "shrink": shrink,
     "shift": shift,
 }

@@ -254,7 +254,7 @@ class NestedWeightQuantizer(GridWeightQuantizer):
 
     def search_step_sizes(self, weight: Tensor, search: str) -> None:
         """Set the grid by `search` at the anchor width, and round to nearest at 8 bits."""
-        step, zero = SEARCHES[search](weight.detach().flatten(1), self.anchor, grid=nested(self.widths[0]))
+        step, zero = SEARCHES[search](weight.detach().flatten(1), self.anchor, grids=nested(self.widths[0]))
         finer = 2 ** (PARENT_BITS - self.anchor)
         step, zero = step / finer, zero * finer
         code = quantize(weight.detach(), self._per_channel(step), self._per_channel(zero), PARENT_BITS)

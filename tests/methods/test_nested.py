@@ -74,7 +74,7 @@ def test_nothing_learned_is_8_bits_for_each_weight(network, images):
 def test_a_correction_learned_or_matched_brings_the_logits_nearer(width, network, images, learned):
     _, plain, _ = calibrated(network, images, iterations=0, correction="none")
     rounded, best = error(plain, network, images, width), error(learned[1], network, images, width)
-    _, matched, _ = calibrated(network, images, iterations=0)
+    _, matched, _ = calibrated(network, images, iterations=0, correction_check=0.0)  # a few images choose at random
     assert error(matched, network, images, width) < rounded
     assert best < rounded or width.weight == 8, "8 bits leave next to nothing to correct"
 

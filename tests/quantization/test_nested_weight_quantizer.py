@@ -122,6 +122,15 @@ def test_bits_for_each_weight_are_those_of_byte_and_planes():
     assert quantizer.bits_per_weight() == 10
 
 
-def test_a_range_on_one_side_is_stretched_to_0():
-    step, zero = nested(3)(torch.tensor([0.5, -2.0]), torch.tensor([1.5, -1.0]), 4)
-    assert zero.tolist() == [0, 14] and torch.allclose(step, torch.tensor([0.1, 2 / 15]))
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_of_the_grids_of_a_range_the_first_holds_it_and_the_others_have_its_width(bits):
+    low, high = torch.tensor([-1.0, -0.2, 0.5, -2.0, 0.0]), torch.tensor([1.0, 1.3, 1.5, -1.0, 0.0])
+    first, *others = nested(3)(low, high, bits)
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    for _, zero in (first, *others):
+        assert ((zero >= 0) & (zero <= 2**bits - 1) & (zero % 2 ** (bits - 3) == 0)).all()
+    step, zero = first
+    assert (-zero * step <= low + 1e-6).all() and ((2**bits - 1 - zero) * step >= high - 1e-6).all()
+    for step, _ in others:
+        torch.testing.assert_close(step * (2**bits - 1), (high - low).clamp_min(1e-8 * (2**bits - 1)))
+        assert (step <= first[0] * (1 + 1e-6)).all(), "no grid that holds the range is narrower than it"
