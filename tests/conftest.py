@@ -29,3 +29,13 @@ def images():
     import torch
 
     return torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def registered_toy(monkeypatch):
+    """The name of the toy network's entry in the registry."""
+    from ptmq.models.zoo import BACKBONES
+    from tests.toys import TOY
+
+    monkeypatch.setitem(BACKBONES, "toy", TOY)
+    return "toy"
