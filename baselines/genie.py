@@ -96,6 +96,7 @@ class Genie(Reconstruction):
     """Rounding, weight and activation step sizes of one width, learned jointly under random dropping (Genie-M)."""
 
     name = "genie"
+    style = ("Genie-M", "#661100", "8", (0, (5, 2)))
     Settings = GenieSettings
     Pass = GeniePass
     per_width = True

@@ -126,6 +126,7 @@ class MatGPTQ(Method):
     """One 8-bit code of which every width is a slice, solved column by column; weights alone."""
 
     name = "matgptq"
+    style = ("MatGPTQ", "#999933", ">", (0, (2, 1)))
     Settings = MatGPTQSettings
 
     def spec(self, blocks: Sequence[str] | None, **conversion: Any) -> QuantizationSpec:

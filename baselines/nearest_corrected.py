@@ -24,4 +24,5 @@ class NearestCorrected(Method):
     """Round to nearest on the grid of least error, then bias correction."""
 
     name = "nearest_corrected"
+    style = ("nearest, bias correction", "#6699CC", "H", "-.")
     Settings = NearestCorrectedSettings

@@ -196,6 +196,7 @@ class QuEPT(Reconstruction):
     """Low-rank terms and clipping for each group of widths, on one mixed feature; one calibration for all widths."""
 
     name = "quept"
+    style = ("QuEPT", "#AA4466", "*", (0, (4, 1, 1, 1)))
     Settings = QuEPTSettings
     groups: BitGroups
 

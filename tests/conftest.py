@@ -23,9 +23,39 @@ def pytest_ignore_collect(collection_path, config):
     return True if collection_path == END_TO_END and not asked else None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """With several processes (-n), tests that share what takes seconds to make stay in one."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            group = "stages" if item.path.parent.name == "suite" else item.path.as_posix()
+            item.add_marker(pytest.mark.xdist_group("project" if "project" in item.fixturenames else group))
+
+
 @pytest.fixture
 def images():
     """48 images for the toy network."""
     import torch
 
     return torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def registered_toy(monkeypatch):
+    """The name of the toy network's entry in the registry."""
+    from ptmq.models.zoo import BACKBONES
+    from tests.toys import TOY
+
+    monkeypatch.setitem(BACKBONES, "toy", TOY)
+    return "toy"
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory) -> Path:
+    """A copy of the project after the one run that all tests look at. Who changes it puts it back."""
+    from tests.projects import QUICK, copy_of_the_project, snakemake
+
+    folder = copy_of_the_project(tmp_path_factory.mktemp("project"))
+    done = snakemake(folder, "all", "--config", QUICK)
+    assert done.returncode == 0, done.stderr
+    return folder

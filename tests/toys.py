@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmq.common.bits import FULL_PRECISION, BitGroups, BitWidth
+from ptmq.models.backbone import Backbone, Training
 from ptmq.network.model import MultiBitModel
 from ptmq.network.place import QuantizationSpec
 
@@ -75,6 +76,10 @@ def with_random_norms(network: nn.Module) -> nn.Module:
 def toy_network() -> nn.Module:
     """The toy with random weights, always the same."""
     return with_random_norms(random_network(Toy))
+
+
+# In the registry where a test puts it there, so that models of the toy can be saved and loaded.
+TOY = Backbone("tests.toys:toy_network", "digits", ("blocks.*",), mean=(0.0, 0.0), std=(1.0, 1.0), training=Training())
 
 
 def toy_model(widths=GROUPS.widths) -> MultiBitModel:

@@ -121,6 +121,7 @@ class Nested(Reconstruction):
     """One 8-bit code for all widths, corrected per width and channel; rounding learned at low widths."""
 
     name = "nested"
+    style = ("nested codes", "#4B0082", "D", "-")
     Settings = NestedSettings
 
     def __init__(self, settings: dict[str, Any], widths: Sequence[BitWidth], groups: BitGroups | None = None):

@@ -12,7 +12,6 @@ from ptmq.data.images import ImagesInMemory
 from ptmq.methods.interface import METHODS, Task, create, discover
 from ptmq.methods.label_training import TrainedMethod
 from ptmq.methods.reconstruction import Reconstruction
-from ptmq.models.zoo import BACKBONES
 from ptmq.network.trace import NORMS
 from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
 from ptmq.reconstruction.engine import ResumeFile
@@ -26,7 +25,6 @@ from tests.toys import (
     is_hard,
     logits,
     on_the_grid,
-    random_network,
     same_state,
     searched_model,
     toy_model,
@@ -57,12 +55,12 @@ def calibrated(name: str, images, seed: int = 0, resume=None, **settings):
     return model, method.calibrate(model, images, seed, resume=resume)
 
 
-def fit(name: str, folder, seed: int = 5, network=None, blocks=("blocks.*",), shape=(2, 6, 6)):
-    """The method, the model that it makes of a network, by default of the toy, and its record."""
-    x = torch.randn(48, *shape, generator=torch.Generator().manual_seed(1))
+def fit(name: str, folder, seed: int = 5):
+    """The method, the model that it makes of the toy, and its record."""
+    x = torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1))
     labelled = ImagesInMemory(x.repeat(4, 1, 1, 1), torch.arange(4 * len(x)) % 4, (0.0,), (1.0,))
     resume = ResumeFile(folder / "unfinished.safetensors")
-    task = Task(network or toy_network(), blocks, labelled, torch.arange(len(x)), seed, CPU, resume, name)
+    task = Task(toy_network(), ("blocks.*",), labelled, torch.arange(len(x)), seed, CPU, resume, name)
     method = make(name)
     model, record = method.fit(task)
     for path in folder.glob("unfinished*"):
@@ -122,20 +120,18 @@ class TestContract:
         assert torch.equal(logits(model, images, W3), logits(model, images, W3)), "a drop is still on"
         assert not any(module.training for module in model.modules() if isinstance(module, NORMS))
 
-    def test_on_the_digits_network_it_is_saved_and_loaded_bit_for_bit(self, name, tmp_path):
-        backbone = BACKBONES["digits_resnet"]
-        network = random_network(backbone.network)
-        method, model, _ = fit(name, tmp_path, network=network, blocks=backbone.blocks, shape=(1, 8, 8))
-        save_model(tmp_path, model, "digits_resnet", method, {"note": 1})
+    def test_it_is_saved_and_loaded_bit_for_bit(self, name, folder, registered_toy, images, tmp_path):
+        method, model, _ = fitted(name, folder)
+        save_model(tmp_path, model, registered_toy, method, {"note": 1})
         loaded, info = load_model(tmp_path)
         assert info["note"] == 1 and type(loaded) is type(model)
-        x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         for mode in model.modes:
             for m in (model, loaded):
                 m.set_mode(mode)
             for width in method.widths:
-                one, two = (logits(m, x, width) for m in (model, loaded))
+                one, two = (logits(m, images, width) for m in (model, loaded))
                 assert torch.equal(one, two) and one.isfinite().all()
+        model.set_mode("")
 
     def test_a_single_width_method_takes_one_width(self, name):
         if METHODS[name].per_width:

@@ -8,46 +8,37 @@ from ptmq.common.bits import BitGroups
 from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors
 from ptmq.methods.interface import create
-from ptmq.models.zoo import BACKBONES
 from ptmq.network.serialization import TENSORS
 from ptmq.quantization.weight_quantizer import NestedWeightQuantizer, RoundedWeightQuantizer
 from ptmq.reconstruction.engine import ResumeFile
+from tests.toys import GROUPS, TOY, feature_error, same_state, searched_model, toy_network
 
-GROUPS = BitGroups(("W3A3", "W4A4"), ("W5A5", "W6A6"), ("W7A7", "W8A8"))
-BACKBONE = BACKBONES["digits_resnet"]
 QUICK = {"iterations": 20, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
-def network():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return BACKBONE.network().eval()
-
-
-@pytest.fixture(scope="module")
 def images():
-    return torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-def calibrated(network, images, resume=None, progress=lambda *told: None, **settings):
-    """The method with these settings, the model and the records of its units."""
+def calibrated(images, resume=None, progress=lambda *told: None, **settings):
+    """The method with these settings, its model of the toy, and the records of the units."""
     method = create("nested", {**QUICK, **settings}, GROUPS.widths, GROUPS)
-    model = method.build(network, BACKBONE.blocks).eval()
+    model = method.build(toy_network(), TOY.blocks).eval()
     records = method.calibrate(model, images, 0, resume=resume, progress=progress)
     return method, model.requires_grad_(False), records
 
 
 @pytest.fixture(scope="module")
-def learned(network, images):
-    return calibrated(network, images)
+def learned(images):
+    return calibrated(images)
 
 
-@torch.no_grad()
-def error(model, network, images, width) -> float:
-    """Squared error of the logits against the FP network's."""
-    model.set_bits(width.weight, width.activation)
-    return float((model(images) - network(images)).square().mean())
+@pytest.fixture(scope="module")
+def rounded(images):
+    """By whether outputs are corrected: models in which nothing is learned."""
+    options = {True: {}, False: {"correction": "none"}}
+    return {on: calibrated(images, iterations=0, **settings)[1] for on, settings in options.items()}
 
 
 def inner(model):
@@ -64,26 +55,24 @@ def test_low_widths_learn_a_bit_and_the_others_need_none(learned):
     assert model.bits_per_weight() == pytest.approx((10 * weights + 8 * edges) / (weights + edges), abs=0.01)
 
 
-def test_nothing_learned_is_8_bits_for_each_weight(network, images):
-    _, model, records = calibrated(network, images, iterations=0)
+def test_nothing_learned_is_8_bits_for_each_weight(images):
+    _, model, records = calibrated(images, iterations=0)
     assert model.bits_per_weight() == 8 and records == []
     assert any(layer.correction.shift["W3A3"].any() for layer in model.layers)
 
 
 @pytest.mark.parametrize("width", GROUPS.widths, ids=str)
-def test_a_correction_learned_or_matched_brings_the_logits_nearer(width, network, images, learned):
-    _, plain, _ = calibrated(network, images, iterations=0, correction="none")
-    rounded, best = error(plain, network, images, width), error(learned[1], network, images, width)
-    _, matched, _ = calibrated(network, images, iterations=0, correction_check=0.0)  # a few images choose at random
-    assert error(matched, network, images, width) < rounded
-    assert best < rounded or width.weight == 8, "8 bits leave next to nothing to correct"
+def test_a_correction_learned_or_matched_brings_the_outputs_nearer(width, images, learned, rounded):
+    plain, matched = (feature_error(rounded[on], images, width) for on in (False, True))
+    assert matched < plain
+    assert feature_error(learned[1], images, width) < plain or width.weight == 8, "8 bits leave little to correct"
 
 
 @pytest.mark.parametrize(
     "settings", [{"correction": "none"}, {"correction": "shift"}, {"correction_check": 0.0}], ids=str
 )
-def test_a_correction_is_as_it_was_asked_for(settings, network, images):
-    _, model, _ = calibrated(network, images, **settings)
+def test_a_correction_is_as_it_was_asked_for(settings, images):
+    _, model, _ = calibrated(images, **settings)
     corrections = [layer.correction for layer in model.layers]
     if settings.get("correction") == "none":
         assert corrections == [None] * len(corrections)
@@ -107,16 +96,15 @@ def test_every_iteration_draws_the_low_widths_and_at_times_one_more_or_one_of_ea
         assert {bits for one in drawn for bits in one} == {3, 4, 5, 6, 7, 8}
 
 
-def test_own_grids_are_a_setting(network, images):
-    _, model, _ = calibrated(network, images, anchor=0)
+def test_own_grids_are_a_setting(images):
+    _, model, _ = calibrated(images, anchor=0)
     layer = inner(model)[0]
     assert isinstance(layer.quantizer, RoundedWeightQuantizer) and not isinstance(
         layer.quantizer, NestedWeightQuantizer
     )
     steps = layer.quantizer.step_sizes()
     assert not torch.equal(steps[4] * 16, steps[8])
-    nearest = create("nearest_mse", {}, GROUPS.widths).build(network, BACKBONE.blocks)
-    nearest.search_step_sizes(images, "shrink")
+    nearest = searched_model(images)
     same = [
         torch.equal(a, b) for a, b in zip(layer.quantizer.rounding, inner(nearest)[0].quantizer.rounding, strict=True)
     ]
@@ -124,9 +112,9 @@ def test_own_grids_are_a_setting(network, images):
 
 
 class TestSaved:
-    def test_one_byte_and_packed_planes_and_no_floating_point_weight(self, learned, tmp_path):
+    def test_one_byte_and_packed_planes_and_no_floating_point_weight(self, learned, registered_toy, tmp_path):
         method, model, _ = learned
-        save_model(tmp_path, model, "digits_resnet", method, {})
+        save_model(tmp_path, model, registered_toy, method, {})
         tensors, _ = load_tensors(tmp_path / TENSORS)
         assert not [name for name in tensors if name.endswith(".weight")]
         codes = {name: tensor for name, tensor in tensors.items() if name.endswith("quantizer.code")}
@@ -137,9 +125,11 @@ class TestSaved:
         )
         assert model.bits_per_weight() == pytest.approx(bits / sum(t.numel() for t in codes.values()))
 
-    def test_it_gives_the_same_logits_at_every_width_and_refuses_floating_point(self, learned, images, tmp_path):
+    def test_it_gives_the_same_logits_at_every_width_and_refuses_floating_point(
+        self, learned, images, registered_toy, tmp_path
+    ):
         method, model, _ = learned
-        save_model(tmp_path, model, "digits_resnet", method, {})
+        save_model(tmp_path, model, registered_toy, method, {})
         loaded, _ = load_model(tmp_path)
         for width in GROUPS.widths:
             for either in (model, loaded):
@@ -151,27 +141,26 @@ class TestSaved:
         assert loaded.bits_per_weight() == model.bits_per_weight()
 
 
-def test_an_interrupted_run_continues_to_the_same_model(network, images, learned, tmp_path):
+def test_an_interrupted_run_continues_to_the_same_model(images, learned, tmp_path):
     class Interrupted(Exception):
         pass
 
     def stop(unit: str, iterations: int, loss: float) -> None:
-        if unit == "layer2.0":
+        if unit == "blocks.1":
             raise Interrupted
 
     resume = ResumeFile(tmp_path / "unfinished.safetensors")
     with pytest.raises(Interrupted):
-        calibrated(network, images, resume, stop)
-    _, model, records = calibrated(network, images, resume)
+        calibrated(images, resume, stop)
+    _, model, records = calibrated(images, resume)
     assert records == learned[2]
-    state = model.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in learned[1].state_dict().items())
+    assert same_state(model, learned[1])
 
 
-def test_every_width_may_share_its_weight_bits_with_another(network, images):
+def test_every_width_may_share_its_weight_bits_with_another(images):
     widths = BitGroups(("W4A4",), ("W4A8", "W6A6"))
     method = create("nested", QUICK, widths.widths)
-    model = method.build(network, BACKBONE.blocks).eval()
+    model = method.build(toy_network(), TOY.blocks).eval()
     method.calibrate(model, images, 0)
     layer = inner(model)[0]
     assert layer.quantizer.learned.tolist() == [4] and set(layer.correction.gain) == {"W4A4", "W4A8", "W6A6"}

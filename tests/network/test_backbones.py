@@ -13,7 +13,7 @@ from ptmq.suite.bench import SHAPES
 from ptmq.suite.mixed_precision import bit_operations
 from tests.toys import W4, random_network, with_random_norms
 
-LARGE = [name for name in sorted(BACKBONES) if "_base_" in name]  # tests/e2e
+LARGE = [name for name in sorted(BACKBONES) if "_base_" in name or "_small_" in name]  # tests/e2e
 
 
 @pytest.mark.parametrize("name", sorted(set(BACKBONES) - set(LARGE)))

@@ -94,6 +94,18 @@ def test_code_that_calibrates_is_told_apart_by_method_and_network():
     assert len(hashes) == 6
 
 
+def few_training_images(monkeypatch) -> None:
+    """256 of the digits instead of 1,000."""
+    opened = calibration.open_images
+
+    def few(*args):
+        images, hashes = opened(*args)
+        images.images, images.labels = images.images[:256], images.labels[:256]
+        return images, hashes
+
+    monkeypatch.setattr(calibration, "open_images", few)
+
+
 class Interrupted(Exception):
     """Raised in the middle of a stage."""
 
@@ -104,8 +116,8 @@ def test_a_calibration_continues_only_from_its_own_unfinished_state(weights, mak
     calibrate(run, weights, None, tmp_path / "whole", CPU)
     save = calibration.ResumeFile.save
 
-    def saved(resume, model, units):
-        save(resume, model, units)
+    def saved(resume, model, units, *more):
+        save(resume, model, units, *more)
         saves.append(len(units))
         if len(saves) == 3:
             raise Interrupted
@@ -129,6 +141,7 @@ def test_a_calibration_continues_only_from_its_own_unfinished_state(weights, mak
 
 def test_a_training_with_labels_continues_to_the_identical_result(weights, make_run, tmp_path, monkeypatch):
     run = make_run("robustquant", epochs=2)
+    few_training_images(monkeypatch)
     calibrate(run, weights, None, tmp_path / "whole", CPU)
     save, lengths = trainer.State.save, []
 

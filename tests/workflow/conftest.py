@@ -1,10 +1,7 @@
-"""A folder with the records of a few runs; a project after one run of the whole workflow."""
-
-from pathlib import Path
+"""A folder with the records of a few runs."""
 
 import pytest
 
-from tests.projects import QUICK, copy_of_the_project, snakemake
 from tests.records import BOTH, FP, Results, record
 
 
@@ -29,12 +26,3 @@ def two_ways(results) -> Results:
     body["results"] = [line | {"switch_images": 1000, "switch_ms": 20.0} for line in body["results"]] + without
     results.add(body)
     return results
-
-
-@pytest.fixture(scope="session")
-def project(tmp_path_factory) -> Path:
-    """A copy of the project after the one run that all tests look at. Who changes it puts it back."""
-    folder = copy_of_the_project(tmp_path_factory.mktemp("project"))
-    done = snakemake(folder, "all", "--config", QUICK)
-    assert done.returncode == 0, done.stderr
-    return folder

@@ -17,7 +17,6 @@ from ptmq.common.provenance import code_sha256
 from tests.projects import QUICK, planned, snakemake
 from tests.toys import ROOT
 
-pytestmark = pytest.mark.xdist_group("project")  # the run is shared by one process
 CHANGED = "Params have changed"
 RESULTS = {"data", "train", "fp32", "nearest", "ptmq", "evaluate", "mixed"}  # rules that compute
 OF_PTMQ = {"ptmq", "evaluate", "mixed"}
@@ -96,15 +95,14 @@ def test_files_that_were_only_touched_are_no_change(project):
     assert {path: path.stat().st_mtime_ns for path in (project / "results").rglob("*")} == before, "nothing is written"
 
 
-@pytest.mark.parametrize("file, own, follow", [
-    ("baselines/nearest.py", {"nearest", "evaluate"}, {"collect", "tables", "accuracy", "verdict", "mlflow"}),
-    ("ptmq/methods/ptmq.py", OF_PTMQ, {"collect", "blocks", "frontier", "verdict", "mlflow"}),
-    ("ptmq/reconstruction/losses.py", {"fp32", "nearest", *OF_PTMQ}, {"collect", "blocks", "frontier", "mlflow"}),
-    ("ptmq/models/definitions/cifar_resnet.py", {"train", "fp32", "nearest", *OF_PTMQ}, {"collect", "mlflow"}),
-    ("ptmq/suite/frontier.py", {"mixed"}, {"frontier", "verdict", "mlflow"}),
+@pytest.mark.parametrize("files, own, follow", [
+    (["baselines/nearest.py", "ptmq/suite/frontier.py"], {"nearest", "evaluate", "mixed"},
+     {"collect", "tables", "accuracy", "frontier", "verdict", "mlflow"}),
+    (["ptmq/methods/ptmq.py"], OF_PTMQ, {"collect", "blocks", "frontier", "verdict", "mlflow"}),
+    (["ptmq/models/definitions/cifar_resnet.py"], {"train", "fp32", "nearest", *OF_PTMQ}, {"collect", "mlflow"}),
 ])  # fmt: skip
-def test_a_change_of_code_reruns_what_depends_on_it(project, file, own, follow):
-    found = reruns(project, file)
+def test_a_change_of_code_reruns_what_depends_on_it(project, files, own, follow):
+    found = reruns(project, *files)
     assert by_itself(found) <= own, "no rule of a report, no other method"
     assert own | follow <= set(found), "and what is made of its results"
     assert not set(found) & (RESULTS - own)
@@ -123,21 +121,16 @@ def test_a_change_of_a_report_redraws_that_report_alone(project):
 def test_a_new_method_and_a_new_backbone_rerun_nothing(project):
     method, zoo = project / "baselines/mine.py", project / "ptmq/models/zoo.py"
     text = (project / "baselines/qdrop.py").read_text().replace("QDrop(", "Mine(").replace('"qdrop"', '"mine"')
-    entry = zoo.read_text().replace("BACKBONES: dict[str, Backbone] = {", 'BACKBONES: dict[str, Backbone] = {\n"new": _option_a(110, "0" * 64),')  # fmt: skip
+    start = "BACKBONES: dict[str, Backbone] = {"
+    entry = zoo.read_text().replace(start, f'{start}\n    "new": _option_a(110, "0" * 64),')
     with changed(method, text), changed(zoo, entry):
         assert planned(dry_run(project)) == {}
-        asked = dry_run(project, "methods={mine: {per_width: true}}")
-        assert "method 'mine' has no rule. Add it to workflow/rules/quantize.smk" in asked.stdout + asked.stderr
 
 
-def test_a_network_that_is_trained_longer_is_calibrated_anew(project):
-    found = planned(dry_run(project, QUICK, "backbones={digits_resnet: {training: {epochs: 2}}}"))
+def test_a_network_that_is_trained_longer_is_calibrated_anew_wherever_data_and_weights_lie(project):
+    longer = "backbones={digits_resnet: {training: {epochs: 2}}}"
+    found = planned(dry_run(project, QUICK, longer, "offline=true", "data_dir=elsewhere", "weights_dir=elsewhere"))
     assert by_itself(found) - {"profile"} == {"train"} and set(found) & RESULTS == RESULTS - {"data"}
-
-
-def test_where_data_and_weights_lie_decides_no_result(project):
-    found = planned(dry_run(project, QUICK, "offline=true", "data_dir=elsewhere", "weights_dir=elsewhere"))
-    assert set(found) == {"profile", "all"}
 
 
 def test_another_setting_reruns_its_method_alone(project):
@@ -145,41 +138,12 @@ def test_another_setting_reruns_its_method_alone(project):
     assert by_itself(found) - {"profile"} == {"ptmq"} and set(found) & RESULTS == OF_PTMQ
 
 
-def test_more_seeds_run_those_alone(project):
-    found = planned(dry_run(project, QUICK, "seeds=[0,1]"))
-    assert set(found) & RESULTS == {"nearest", *OF_PTMQ} and not by_itself(found) & RESULTS
-
-
-def test_a_profile_can_be_renamed(project):
-    done = dry_run(project, "profile=mine", QUICK)
-    assert done.returncode == 0 and "results/mine/runs.csv" in done.stdout and set(planned(done)) >= RESULTS
-
-
-# ---------------------------------------------------------------- what a mistake is told
-@pytest.mark.parametrize("config, message", [
-    (["sedes=[1]"], "key 'sedes' is unknown. Did you mean 'seeds'?"),
-    (["methods={ptmq: {settings: {lr_roundin: 3}}}"], "ptmq: setting 'lr_roundin' is unknown. Did you mean"),
-    (["from_records=true", "profile=mine"], "results/mine/records has no record of a run of the profile"),
-])  # fmt: skip
-def test_a_mistake_in_the_profile_is_one_sentence_before_anything_is_planned(project, config, message):
-    done = dry_run(project, *config)
+# ---------------------------------------------------------------- what is told
+def test_a_mistake_in_the_profile_is_one_sentence_before_anything_is_planned(project):
+    done = dry_run(project, "sedes=[1]")
     said = done.stdout + done.stderr  # a dry run tells it on stdout
-    assert done.returncode and message in said and "Traceback" not in said and not planned(done)
-
-
-def test_an_ablation_without_variants_is_said_when_it_is_asked_for(project):
-    done = snakemake(project, "-n", "ablations", "--config", QUICK)
-    said = done.stdout + done.stderr
-    assert done.returncode and "has no variants of ptmq to compare" in said
-
-
-# ---------------------------------------------------------------- rules and code agree
-def test_the_bench_has_a_job_for_every_block_that_it_knows(project):
-    from ptmq.suite.bench import BLOCKS
-
-    done = snakemake(project, "-n", "bench")
-    cases = set(re.findall(r"output: results/bench/records/1/([\w-]+)\.json", done.stdout))
-    assert cases == {*BLOCKS, "depth", "switching", "processes"}
+    assert done.returncode and "key 'sedes' is unknown. Did you mean 'seeds'?" in said
+    assert "Traceback" not in said and not planned(done)
 
 
 def test_records_name_the_code_that_the_rules_watch(project):
