@@ -22,8 +22,8 @@ from ptmq.methods.interface import Method, Task, create
 from ptmq.methods.label_training import TrainedMethod
 from ptmq.models.backbone import DEPTHWISE, get_backbone
 from ptmq.network import serialization
-from ptmq.network.graph.prepare import example_for
 from ptmq.network.model import MultiBitModel, Switchable
+from ptmq.network.recording.prepare import example_for
 from ptmq.network.spec import QuantizationSpec, Rule
 from ptmq.reconstruction.engine import ResumeFile
 from ptmq.reconstruction.settings import Execution

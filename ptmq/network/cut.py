@@ -10,8 +10,6 @@ from ptmq.common.errors import InputError
 from ptmq.network.graph.blocks import Block, Cutter, is_open
 from ptmq.network.graph.coverage import rows_of
 from ptmq.network.graph.fold import fold_norms
-from ptmq.network.graph.prepare import at_inference, example_for, on_the_cpu, result_of, some_images, unwrapped
-from ptmq.network.graph.record import Ref, record
 from ptmq.network.layers import Layer, QuantizedLayer, frozen, weight_of
 from ptmq.network.place import (
     HEAD,
@@ -23,6 +21,8 @@ from ptmq.network.place import (
     first_layers,
     quantize_graph,
 )
+from ptmq.network.recording.prepare import at_inference, example_for, on_the_cpu, result_of, some_images, unwrapped
+from ptmq.network.recording.record import Ref, record
 from ptmq.network.trace import channel_axis, is_activation, is_layer, module_of, trace
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.quantization.quantizer import ChannelCorrection

@@ -11,9 +11,9 @@ from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError, one_of
 from ptmq.network.cut import to_layers, to_units
 from ptmq.network.graph.coverage import Coverage
-from ptmq.network.graph.prepare import example_for
 from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.place import Edge, QuantizationSpec
+from ptmq.network.recording.prepare import example_for
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.quantization.quantizer import ChannelCorrection, Quantizer
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ptmq.common.errors import InputError
-from ptmq.network.graph.build import COUNTS, Builder
-from ptmq.network.graph.prepare import at_inference, example_for, on_the_cpu, some_images, unwrapped
-from ptmq.network.graph.record import record
 from ptmq.network.layers import LAYERS, QuantizedLayer
+from ptmq.network.recording.build import COUNTS, Builder
+from ptmq.network.recording.prepare import at_inference, example_for, on_the_cpu, some_images, unwrapped
+from ptmq.network.recording.record import record
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 NOTHING = (nn.Identity, nn.modules.dropout._DropoutNd)  # do nothing at inference

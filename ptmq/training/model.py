@@ -13,10 +13,10 @@ from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
 from ptmq.network.cut import assign_units, require_equal
 from ptmq.network.graph.coverage import rows_of
-from ptmq.network.graph.prepare import example_for
 from ptmq.network.layers import Layer, QuantizedLayer
 from ptmq.network.model import Switchable, known_width
 from ptmq.network.place import QuantizationSpec, quantize_graph
+from ptmq.network.recording.prepare import example_for
 from ptmq.network.trace import NORMS, trace
 from ptmq.quantization.quantizer import Quantizer
 

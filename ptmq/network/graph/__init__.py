@@ -1,4 +1,4 @@
-"""From an nn.Module to a graph of tensor operations: recorded, lifted to layers, folded, and its natural blocks.
+"""What is done with a recorded graph before it is quantized: norms are folded, blocks found, weights accounted for.
 
-record -> build (layers and norms get back their names) -> fold. Imports `ptmq.quantization` and what is below.
+Imports `ptmq.quantization` and what is below.
 """

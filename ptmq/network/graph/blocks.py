@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from ptmq.network.graph.record import Entry
+from ptmq.network.recording.record import Entry
 
 CHAIN = 4  # layers in a row, without a branch, that one unit holds at most
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptmq.common.errors import InputError
-from ptmq.network.graph.lift import ARGUMENTS, PRODUCTS, bound, layer_of
-from ptmq.network.graph.record import Call, Recording, Ref, mapped, tensors_in
+from ptmq.network.recording.lift import ARGUMENTS, PRODUCTS, bound, layer_of
+from ptmq.network.recording.record import Call, Recording, Ref, mapped, tensors_in
 
 COUNTS = 2, 3  # images of the two recordings
 

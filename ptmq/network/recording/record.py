@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ptmq.common.errors import InputError
-from ptmq.network.graph.attention import TAKEN_APART
-from ptmq.network.graph.prepare import result_of
+from ptmq.network.recording.attention import TAKEN_APART
+from ptmq.network.recording.prepare import result_of
 
 # a number that Python decides by: of images, it would be that of the images recorded
 DECIDES = ("__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "numpy", "__array__")
