@@ -23,7 +23,7 @@ publish: $(READY)
 	PYTHONPATH=. $(BIN)/python workflow/scripts/publish.py --profile $(PROFILE)
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-all: test
 	$(BIN)/pytest tests/e2e
