@@ -3,7 +3,9 @@
 import re
 
 import pandas as pd
-from conftest import QUICK, ROOT, copy_of_the_project, snakemake
+
+from tests.projects import QUICK, copy_of_the_project, snakemake
+from tests.toys import ROOT
 
 GUIDE = (ROOT / "docs" / "add_a_backbone.md").read_text()
 ENTRY, LINE = (re.findall(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)[0] for language in ("python", "yaml"))

@@ -9,7 +9,9 @@ import zipfile
 
 import pandas as pd
 import pytest
-from conftest import QUICK, ROOT, copy_of_results, snakemake
+
+from tests.projects import QUICK, copy_of_results, snakemake
+from tests.toys import ROOT
 
 GUIDE = (ROOT / "docs" / "add_a_baseline.md").read_text()
 WITH_IT = QUICK.removesuffix("}") + ", absolute_error: {settings: {steps: 40}}}"

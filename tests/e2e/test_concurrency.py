@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT, copy_of_the_project, snakemake
 from test_report import add, log, record, script
 
 from ptmq.common.files import write_json
+from tests.projects import copy_of_the_project, snakemake
+from tests.toys import ROOT
 
 JOBS, RECORDS, TIMES = 8, 6, 40
 

@@ -14,7 +14,9 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, copy_of_the_project
+
+from tests.projects import copy_of_the_project
+from tests.toys import ROOT
 
 # What may differ between two runs of the same; the commit, because somebody may edit the code meanwhile.
 TIMES = re.compile("seconds|_ms$|_mb$|^commit$")

@@ -19,8 +19,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
 import pytest
-from conftest import copy_of_the_project
 from test_crash import jsons, without_times
+
+from tests.projects import copy_of_the_project
 
 STEPS = "methods={ptmq: {settings: {steps: 10}}}"
 BUCKET, PREFIX = "my-bucket", "ptmq/"  # as in the profile

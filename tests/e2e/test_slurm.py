@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import copy_of_the_project
 from test_crash import jsons, without_times
+
+from tests.projects import copy_of_the_project
 
 DEADLINE = 900  # seconds for each half
 SYSTEM = Path("/etc/slurm/slurm.conf")  # jobs start with a clean environment and look nowhere else
