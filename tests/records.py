@@ -95,6 +95,19 @@ class Results:
         script("collect", "--root", self.root, "--out", self.root / "runs.csv", *options, "--own", *self.names)
         return pd.read_csv(self.root / "runs.csv", keep_default_na=False)
 
+    def log(self, uri: str) -> None:
+        """Log all records below a parent `accuracy`, and those in mixed/ below a parent `frontier`."""
+        records, mixed = (
+            sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(f"{folder}/**/*.json"))
+            for folder in ("records", "mixed")
+        )
+        parents = {
+            "accuracy": {"artifacts": ["runs.csv"], "records": records},
+            "frontier": {"artifacts": [], "records": mixed},
+        }
+        script("log_mlflow", "--root", self.root, "--uri", uri, "--experiment", "p",
+               "--out", self.root / "mlflow.json", given=json.dumps(parents))  # fmt: skip
+
     def table(self, name: str = "accuracy", *options: str) -> pd.DataFrame:
         """A table of them, its cells as text, by method."""
         self.collect(*options)
