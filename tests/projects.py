@@ -13,7 +13,7 @@ from tests.toys import ROOT
 
 QUICK = "methods={ptmq: {settings: {iterations: 3}}}"  # of a run of the workflow
 # What may differ between two runs of the same; the commit, because somebody may edit the code meanwhile.
-TIMES = re.compile("seconds|_ms$|_mb$|^commit$")
+TIMES = re.compile("seconds|_ms$|_mb$|^load_|^commit$")
 PROJECT = ("Snakefile", "workflow", "ptmq", "baselines", "pyproject.toml", "environment.yml")
 
 
@@ -57,7 +57,7 @@ def planned(done: subprocess.CompletedProcess) -> dict[str, set[str]]:
 
 
 def without_times(content):
-    """What a record says, but for times and memory."""
+    """What a record says, but for times, memory and how busy the machine was."""
     if isinstance(content, dict):
         return {key: without_times(value) for key, value in content.items() if not TIMES.search(key)}
     return [without_times(value) for value in content] if isinstance(content, list) else content
