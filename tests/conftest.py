@@ -26,7 +26,7 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """With several processes (-n), tests that share what takes seconds to make stay in one."""
+    """With several processes (`-n 2 --dist loadgroup`), tests that share what takes seconds to make stay in one."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
             group = "stages" if item.path.parent.name == "suite" else item.path.as_posix()
