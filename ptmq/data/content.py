@@ -27,7 +27,7 @@ def content_sha256(root: Path, files: Sequence[tuple[Path, int]]) -> str:
         return "".join(f"{path.relative_to(root)} {label} {sha256(path)}\n" for path, label in chunk)
 
     try:
-        stats = [os.stat(path) for path, _ in files]
+        stats = [path.stat() for path, _ in files]
         seen = (
             f"{path} {label} {stat.st_size} {stat.st_mtime_ns}\n"
             for (path, label), stat in zip(files, stats, strict=True)
