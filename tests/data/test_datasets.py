@@ -124,6 +124,7 @@ def test_pixels_are_scaled_and_normalised_whatever_their_type():
 
 def test_images_come_with_the_hashes_and_the_augmentation_of_their_dataset():
     images, hashes = datasets.open_images("digits_resnet", "train", None)
-    assert images.augmentation == datasets.DATASETS["digits"].augmentation and hashes == {}
+    assert images.augmentation == datasets.DATASETS["digits"].augmentation
+    assert hashes == datasets.fetch("digits", ROOT) and set(hashes) == {"digits"}
     same, _ = datasets.open_images("digits_resnet", "train", None, "digits")
     assert torch.equal(images.images, same.images)

@@ -234,7 +234,7 @@ def marked(runs: pd.DataFrame) -> pd.DataFrame:
         ceiling[ceiling.origin == "published"].backbone.isin(ceiling[ceiling.origin == "own"].backbone)
     ]
     names = runs.variant.where(~published, (runs.variant + ", published").replace("default, published", "published"))
-    return runs.assign(variant=names.where(runs.method != "fp32", runs.variant)).drop(index=once)
+    return runs.assign(variant=names).drop(index=once)
 
 
 def runs_and_folder(description: str, argv: Sequence[str] | None) -> tuple[pd.DataFrame, Path]:
