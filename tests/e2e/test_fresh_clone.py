@@ -65,6 +65,36 @@ def test_the_readmes_run_fetches_data_and_weights_first(clone):
     assert planned(done)["data"] == planned(done)["weights"] == {"Missing output files"}
 
 
+MODULE = """
+configfile: "{clone}/workflow/config/cifar10.yaml"
+
+module ptmq:
+    snakefile: "{clone}/Snakefile"
+    config: config
+
+use rule * from ptmq as ptmq_*
+
+rule mine:
+    default_target: True
+    input:
+        rules.ptmq_all.input
+"""
+
+
+def test_it_runs_in_another_folder_and_as_a_module_of_another_workflow(clone, tmp_path):
+    """The same jobs, and nothing is written to the project."""
+    expected = jobs(snakemake(clone, "-n", *of_the_readme()))
+    before = git(clone, "status", "--porcelain", "--ignored")
+    words = [str(clone / word) if word.endswith(".yaml") else word for word in of_the_readme()]
+    there = snakemake(tmp_path, "-n", "--snakefile", str(clone / "Snakefile"), "--directory", str(tmp_path), *words)
+    assert jobs(there) == expected
+    (tmp_path / "Snakefile").write_text(MODULE.format(clone=clone))
+    included = jobs(snakemake(tmp_path, "-n", *words[words.index("--config") :]))
+    named = {f"ptmq_{rule}": count for rule, count in expected.items() if rule not in ("all", "total")}
+    assert included == {**named, "mine": 1, "total": expected["total"]}
+    assert git(clone, "status", "--porcelain", "--ignored") == before
+
+
 @pytest.mark.parametrize("target, said", [
     ("data.json", "dataset 'cifar10' could not be downloaded: .* Point data_dir .* to a folder that holds cifar-10-batches-py"),
     ("weights/resnet20.safetensors", "weights 'resnet20-12fca82f.th' could not be downloaded from .* Put the file into"),
