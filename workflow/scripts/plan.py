@@ -84,8 +84,8 @@ class Plan:
         self.runs = {run.name: run for run in all_runs(profile)}
         compared = self._compared(published)
         self.published = f"{published}/{compared}" if compared else None
-        ablations = f"{published}/{profile['ablations']}/runs.csv" if "ablations" in profile else ""
-        self.ablation_runs = [ablations] if ablations and Path(ablations).exists() else []
+        ablations = Path(published, profile.get("ablations", "none"))
+        self.ablation_runs = [f"{ablations}/runs.csv"] if (ablations / "records").is_dir() else []
         self.ceilings = {backbone: FP_RUN.format(backbone) for backbone in profile["backbones"]}
         self.taken = [name for name in [*self.ceilings.values(), *self.runs] if self._is_published(name)]
         self.planned = self._planned()
