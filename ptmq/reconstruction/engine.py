@@ -159,10 +159,9 @@ class Learner:
         others = [*self._step_sizes(), *more]
         self.optimizer = torch.optim.Adam([{"params": roundings, "lr": self.settings.lr_rounding}, *others])
         cosine = partial(_cosine, self.settings.iterations)  # without the learner: it would hold its features longer
-        schedules = {"constant": lambda iteration: 1.0, "cosine": cosine}
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, [schedules[self.settings.lr_rounding_schedule], *[cosine] * len(others)]
-        )
+        schedules: dict[str, Callable[[int], float]] = {"constant": lambda iteration: 1.0, "cosine": cosine}
+        of_rounding = schedules[self.settings.lr_rounding_schedule]
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, [of_rounding, *[cosine] * len(others)])
 
     def iterate(self) -> Tensor:
         """One mini-batch at the drawn widths, one update; returns the loss without the regularizer, a scalar."""
