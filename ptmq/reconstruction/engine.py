@@ -40,6 +40,7 @@ from ptmq.reconstruction.passes import Pass
 from ptmq.reconstruction.settings import Execution
 
 CURVE_POINTS = 20  # of the loss, kept in the record of a unit
+EPSILON = 1e-15  # of Adam for step sizes: their gradients are as small as the features and the rounding error are
 Progress = Callable[
     [str, int, float], None
 ]  # what is told: the unit, the iterations done since the last call, the loss
@@ -213,7 +214,7 @@ class Learner:
         rate = self.settings.lr_step_size
         if not self.settings.lr_step_size_relative:
             return [{"params": steps, "lr": rate}]
-        return [{"params": [step], "lr": rate * float(step.detach())} for step in steps]
+        return [{"params": [step], "lr": rate * float(step.detach()), "eps": EPSILON} for step in steps]
 
     def _batch(self, x: Feature, index: Tensor) -> Tensor:
         """Rows `index` of x, on the unit's device."""

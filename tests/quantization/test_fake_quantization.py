@@ -125,6 +125,14 @@ def test_the_gradient_passes_where_the_code_does_not_saturate(bits):
     assert x.grad[inside].eq(1).all() and x.grad[outside].eq(0).all()
 
 
+def test_the_gradient_passes_where_zero_lies_far_off_the_grid():
+    """A zero point of -1275 codes: float32 rounds values of this size by more than it does on a grid that holds 0."""
+    step = torch.tensor([1 / 255])
+    x = torch.linspace(5.001, 5.999, 10_001).requires_grad_()
+    fake_quantize_activation(x, step, -1275, 8).sum().backward()
+    assert x.grad.eq(1).all()
+
+
 def test_quantize_stays_on_the_grid():
     x = torch.linspace(-3, 3, 101)
     codes = quantize(x, torch.tensor(0.25), torch.tensor(5.0), 4)

@@ -63,3 +63,41 @@ def test_constant_tensors_get_a_positive_step():
     for value in (0.0, 0.5, -2.0):
         step, zero = step_size.minmax(torch.full((1, 9), value), 4)
         assert step > 0 and 0 <= zero <= 15
+
+
+ONE_SIDED = torch.tensor([[5.0, 5.2, 5.9, 6.0], [-0.3, -0.2, -0.25, -0.21], [-1.0, 0.5, 2.0, 0.1]])
+
+
+@pytest.mark.parametrize("search, bits", [("minmax", 4), ("shrink", 3), ("shrink", 8), ("shift", 3)])
+def test_zero_points_are_codes(search, bits):
+    """Of channels whose values all lie on one side of 0 as well, channel by channel and together with others."""
+    for rows in (ONE_SIDED, *ONE_SIDED.split(1)):
+        step, zero = step_size.SEARCHES[search](rows, bits)
+        assert ((zero >= 0) & (zero <= 2**bits - 1) & (zero == zero.round())).all()
+        if search != "shift":  # of a tensor with channels on either side it tries other grids
+            assert torch.equal(dequantize(quantize(torch.zeros_like(step), step, zero, bits), step, zero), 0 * step)
+
+
+def test_the_search_of_brecq_need_not_hold_zero():
+    step, zero = step_size.brecq(ONE_SIDED, 4)
+    assert zero[0] < 0 and zero[1] > 15 and step[0] < step_size.shrink(ONE_SIDED, 4)[0][0]
+
+
+@pytest.mark.parametrize("count", [100, 3 * step_size.BINS])
+def test_a_histogram_of_parts_is_that_of_the_whole(count):
+    x = torch.randn(count, 1, generator=torch.Generator().manual_seed(0)).relu() - 0.5
+    streamed = step_size.Histogram()
+    for part in x.split(77):
+        streamed.measure(part)
+    for part in x.split(77):
+        streamed.count(part)
+    for ours, whole in zip(streamed.rows(), step_size.Histogram.of(x).rows(), strict=True):
+        assert torch.equal(ours, whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_histogram_knows_of_values_that_are_no_numbers(value):
+    histogram = step_size.Histogram()
+    for part in (torch.ones(3), torch.tensor([0.0, value]), torch.ones(3)):
+        histogram.measure(part)
+    assert not histogram.is_finite

@@ -1,5 +1,7 @@
 """The one loop: what it draws, what it leaves behind however it ends, and what a mistake in a pass is told."""
 
+import gc
+import weakref
 from collections import Counter
 
 import pytest
@@ -7,11 +9,13 @@ import torch
 
 from ptmq.common.bits import FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
+from ptmq.network.model import MultiBitModel
+from ptmq.network.place import QuantizationSpec
 from ptmq.reconstruction.engine import Learner, Random, ResumeFile, count_iterations, learning, reconstruct
 from ptmq.reconstruction.features import Features, propagate
 from ptmq.reconstruction.passes import AdaptiveRoundingPass, StepSizePass
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, Execution
-from tests.toys import CPU, W3, is_hard, same_state, searched_model
+from tests.toys import CPU, W3, W8, is_hard, same_state, searched_model, toy_network
 
 SETTINGS = AdaptiveRoundingSettings(iterations=6, batch_size=8)
 W3A32 = BitWidth(3, 32)
@@ -198,3 +202,53 @@ def test_the_record_shows_how_far_the_rounding_was_pushed(images):
         assert after[0] + after[-1] > before[0] + before[-1], "h(V) ends nearer to 0 and 1"
     _, records = learned(images, [StepSizePass(SETTINGS, [W3])])
     assert all(record["h_before"] == record["h_after"] == [] for record in records)
+
+
+def scaled_toy(scale: float) -> MultiBitModel:
+    """The toy with features of another scale between stem and head, and the same logits."""
+    network = toy_network()
+    network.norm.weight.data *= scale
+    network.norm.bias.data *= scale
+    for block in network.blocks:
+        for norm in (block.bn1, block.bn2):
+            norm.running_mean *= scale
+            norm.bias.data *= scale
+    network.fc.weight.data /= scale
+    return MultiBitModel(network, QuantizationSpec(["blocks.*"], [W8])).eval()
+
+
+def steps_learned(images, scale: float, **settings) -> torch.Tensor:
+    """By how much every activation step size of the blocks is multiplied."""
+    model = scaled_toy(scale)
+    model.search_step_sizes(images, "minmax")
+    steps = [quantizer.step["8"] for unit in model.units[1:3] for quantizer in unit.quantizers]
+    before = torch.cat(steps).detach().clone()
+    hooks = StepSizePass(AdaptiveRoundingSettings(iterations=30, batch_size=8, **settings), [W8])
+    reconstruct(model, images, [hooks], 0)
+    return torch.cat(steps).detach() / before
+
+
+def test_step_sizes_learn_alike_at_any_scale_of_the_features(images):
+    as_it_is, small = steps_learned(images, 1.0), steps_learned(images, 2.0**-7)
+    assert (as_it_is - 1).abs().min() > 0.005, "they learn"
+    torch.testing.assert_close(small, as_it_is, atol=0.02, rtol=0)
+    absolute = [steps_learned(images, s, lr_step_size=2e-3, lr_step_size_relative=False) for s in (1.0, 2.0**-7)]
+    assert (absolute[1] - absolute[0]).abs().max() > 0.5
+
+
+def test_what_was_learned_of_a_unit_holds_no_features(images):
+    """Neither it nor its schedule: features would stay in memory until the garbage collector comes by."""
+    model = searched_model(images, [W3])
+    unit = model.units[0]
+    features = Features(images, {W3: images}, propagate(unit, images, FULL_PRECISION))
+    gone = weakref.ref(features)
+    gc.disable()
+    try:
+        with learning(
+            Learner(unit, AdaptiveRoundingPass(SETTINGS, [W3]), features, Random(0, 0, CPU), Execution())
+        ) as it:
+            it.iterate()
+        del it, features
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -5,7 +5,16 @@ import torch
 
 from ptmq.common.bits import FULL_PRECISION
 from ptmq.reconstruction import features as module
-from ptmq.reconstruction.features import Features, memory_format, part_features, propagate, propagate_all, take
+from ptmq.reconstruction.features import (
+    Codes,
+    Features,
+    coded,
+    memory_format,
+    part_features,
+    propagate,
+    propagate_all,
+    take,
+)
 from ptmq.reconstruction.features import reconstruction_error as error
 from tests.toys import W3, W8, logits, searched_model
 
@@ -18,6 +27,23 @@ def test_unit_after_unit_gives_what_the_network_gives(images, monkeypatch):
         propagate_all(unit, streamed)
     for width, x in streamed.items():
         torch.testing.assert_close(x, logits(model, images, width), atol=1e-6, rtol=1e-5)
+
+
+def test_a_feature_on_a_grid_is_kept_as_bytes_and_is_the_same(images):
+    model = searched_model(images)
+    index = torch.tensor([4, 0, 4])
+    x, kinds = images, []
+    for unit in model.units:
+        kept, out = coded(unit, x, W3), propagate(unit, x, W3)
+        kinds.append(type(kept))
+        if isinstance(kept, Codes):
+            assert kept.codes.dtype == torch.uint8 and torch.equal(kept.values(), out) and len(kept) == len(out)
+            assert torch.equal(kept[3:7].values(), out[3:7])
+            assert kept.values().is_contiguous(memory_format=memory_format(out))
+        assert torch.equal(take(kept, index), take(out, index))
+        x = out
+    assert kinds == [Codes, Codes, Codes, torch.Tensor], "the logits lie on no grid"
+    assert isinstance(coded(model.units[0], images, FULL_PRECISION), torch.Tensor)
 
 
 @pytest.mark.parametrize("shape", [(9, 3, 4, 5), (9, 7, 6), (9, 4)])
