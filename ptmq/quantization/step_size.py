@@ -33,6 +33,21 @@ def own(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]
     yield affine(low, high, bits)
 
 
+def holding_zero(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The grid of a range that is stretched to hold 0: its zero point is one of its codes, as integer kernels ask."""
+    yield affine(low.clamp_max(0), high.clamp_min(0), bits)
+
+
+def signed(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same, with every code minus the zero point in a signed byte: at 8 bits the zero point is 128."""
+    if bits < PARENT_BITS:
+        yield from holding_zero(low, high, bits)
+        return
+    below = 2 ** (bits - 1)
+    step = torch.maximum(-low / below, high / (below - 1)).clamp_min(SMALLEST_STEP)
+    yield step, torch.full_like(step, below)
+
+
 def nested(lowest: int) -> Grids:
     """Grids of which that at b bits holds every 2^(8-b)-th value of that at 8 bits, down to `lowest` bits.
 
