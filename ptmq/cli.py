@@ -66,6 +66,10 @@ def parser() -> argparse.ArgumentParser:
     sub = command("mixed", mixed, "a width for every block of a multi-bit model: the frontier, and what a switch costs")
     add(sub, "model", "weights", "average-bits", "kib", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     add(command("check", check, "check a profile and every method's settings"), "profile", "json")
+    sub = command(
+        "export", export, "write a calibrated model as ONNX that runs as integers: one width, or all in one file"
+    )
+    add(sub, "model", "width", "uint8", "out")
     command("methods", methods, "list the methods and their settings")
     sub = command("bench", benchmark, "time learning iterations against the FP passes that they contain")
     add(sub, "case", "repeats", "threads", "device")
@@ -125,6 +129,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "threads": {"type": int, "default": 1, "help": "CPU threads"},
     "case": {"default": "resnet20-stage1", "help": "a block, such as resnet20-stage1; depth, switching or processes"},
     "repeats": {"type": int, "default": 30, "help": "timed repetitions"},
+    "uint8": {"action": "store_true", "help": "images are bytes: the backbone's normalisation goes into the file"},
     "out": {"type": Path, "required": True, "help": "where the result goes"},
 }
 
@@ -300,6 +305,21 @@ def mixed(args: argparse.Namespace) -> None:
         print(f"{budget:16} {point['average_bits']:.2f} bits  {point['kib']:.0f} KiB  {point['top1']:.2f} %")
         if point["kind"] == "mixed" and (args.average_bits or args.kib):
             print("  " + ", ".join(f"{unit} {width}" for unit, width in point["assignment"].items()))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a model as ONNX; say what stays in floating point."""
+    from ptmq.api import load_model
+    from ptmq.export.onnx_file import export_onnx
+    from ptmq.models.backbone import get_backbone
+
+    required(args, "model")
+    model, info = load_model(args.model)
+    backbone = info["model"]["backbone"]
+    if args.uint8 and backbone is None:
+        raise InputError("--uint8 takes the normalisation of a registered backbone. Use ptmq.export_onnx otherwise.")
+    entry = get_backbone(backbone).complete() if args.uint8 else None
+    print(export_onnx(model, args.out, args.width, normalization=(entry.mean, entry.std) if entry else None))
 
 
 def check(args: argparse.Namespace) -> None:

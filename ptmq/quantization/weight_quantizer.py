@@ -14,7 +14,7 @@ from ptmq.common.bits import FP, require_width
 from ptmq.quantization.fake_quantization import dequantize, largest_code, quantize
 from ptmq.quantization.quantizer import Quantizer
 from ptmq.quantization.rounding import Relaxation
-from ptmq.quantization.step_size import PARENT_BITS, SEARCHES, Grids, nested, own, signed
+from ptmq.quantization.step_size import PARENT_BITS, SEARCHES, Grids, nested, not_too_fine, own, signed
 
 
 class WeightQuantizer(Quantizer):
@@ -277,7 +277,7 @@ class NestedWeightQuantizer(GridWeightQuantizer):
         grids = signed if self.in_a_byte and self.widths == [PARENT_BITS] else nested(self.widths[0])
         step, zero = SEARCHES[search](weight.detach().flatten(1), self.anchor, grids=grids)
         finer = 2 ** (PARENT_BITS - self.anchor)
-        step, zero = step / finer, zero * finer
+        step, zero = (not_too_fine(step) if self.in_a_byte else step) / finer, zero * finer
         code = quantize(weight.detach(), self._per_channel(step), self._per_channel(zero), PARENT_BITS)
         self.set_code(code.to(torch.uint8), step, zero.to(torch.uint8))
 

@@ -39,7 +39,7 @@ def deployable_outputs(
     fixed: widths of what enters certain layers, by `origin` · softmax: that of attention has the selected width, too.
     """
     found: dict[fx.Node, int | None] = {}
-    waiting = [(origin(graph, input_of(node)), None) for node in layers]
+    waiting: list[tuple[fx.Node, int | None]] = [(origin(graph, input_of(node)), None) for node in layers]
     for node in graph.graph.nodes:
         sides = operands(graph, node)
         waiting += [(origin(graph, side), None if softmax or not is_softmax(graph, side) else INTEGER_BITS)
