@@ -56,7 +56,18 @@ def parser() -> argparse.ArgumentParser:
         "backbone", "data-dir", "seed", "set", "device", "threads", "out")  # fmt: skip
     sub = command("quantize", quantize, "calibrate a network with one method: a run of a profile, or without one")
     add(sub, "profile", "backbone", "method", "variant", "width", "seed", "set", "spec", "weights", "data-dir", "out")
-    add(sub, "images", "widths", "calibration-images", "keep-fp", "rule", "not-strict", "weights-dir", "offline")
+    add(
+        sub,
+        "images",
+        "widths",
+        "calibration-images",
+        "keep-fp",
+        "rule",
+        "not-strict",
+        "target",
+        "weights-dir",
+        "offline",
+    )
     add(sub, "device", "threads")
     sub.set_defaults(device=None, threads=None)  # else the profile's
     for name, text in EXECUTION.items():
@@ -106,6 +117,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "a width that a layer keeps, such as head=W8A8, with wildcards; repeatable",
     },
     "not-strict": {"action": "store_true", "help": "let any layer stay in floating point that cannot be quantized"},
+    "target": {"help": "onnx for a model that runs as integers once it is exported"},
     "weights": {"type": Path, "help": "FP weights (safetensors), from the commands weights or train"},
     "model": {"type": Path, "help": "folder of a calibrated model"},
     "average-bits": {
@@ -217,6 +229,7 @@ def run_of(args: argparse.Namespace) -> "Run":
         "keep_fp": args.keep_fp,
         "rules": overrides(args.rule, "--rule"),
         "strict": False if args.not_strict else None,
+        "target": args.target,
     }
     return replace(
         run,

@@ -1,7 +1,8 @@
 """Writing a calibrated model as one ONNX file: at one width, or at all of them, chosen by an input."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from ptmq.common.bits import BitWidth
 from ptmq.common.errors import InputError, one_of
+from ptmq.export.skeleton import IMAGES, LOGITS, OPSET, skeleton
 from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.model import MultiBitModel, Switchable
 
@@ -67,14 +69,22 @@ def export_onnx(
             "ptmq.calibrate or ptmq.convert."
         )
     chosen = (_chosen(model, width),) if width is not None else model.widths
-    proto, integer, floats = _proto(model, chosen, selected=width is None, normalization=normalization)
     path = Path(path)
-    try:
+    with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    proto, integer, floats = _proto(model, chosen, width is None, normalization)
+    with _told(path):
         path.write_bytes(proto.SerializeToString())
+    return Exported(path, path.stat().st_size, keys_of(chosen), integer, floats)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A sentence where the file cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f"file {str(path)!r} cannot be written: {error.strerror or error}.") from None
-    return Exported(path, path.stat().st_size, keys_of(chosen), integer, floats)
 
 
 def keys_of(widths: Sequence[BitWidth]) -> dict[int, str]:
@@ -98,15 +108,14 @@ def _proto(
     from ptmq.export.branch import Branch
     from ptmq.export.frozen import frozen
     from ptmq.export.nodes import Constants, Nodes
-    from ptmq.export.skeleton import IMAGES, LOGITS, OPSET, skeleton
 
     name = (model.description or {}).get("network", "the network")
-    graph = skeleton(model, name).graph
-    modules = [found for unit in model.units for found in unit.graph.named_modules()]
-    layers: dict[str, GridLayer] = {key: module for key, module in modules if isinstance(module, QuantizedLayer)}
     constants = Constants()
     outer = Nodes(constants, "V")
     images = normalized(outer, IMAGES, normalization, model.image_shape)
+    graph = skeleton(model, name).graph
+    modules = [found for unit in model.units for found in unit.graph.named_modules()]
+    layers: dict[str, GridLayer] = {key: module for key, module in modules if isinstance(module, QuantizedLayer)}
     integer: list[int] = []
     floats: dict[tuple[str, str], None] = {}
     written = []
@@ -161,8 +170,6 @@ def switch(outer: Any, keys: Sequence[int], written: Sequence[tuple[Any, str]], 
     A Gather fails there: its name is the sentence that onnxruntime tells.
     """
     from onnx import TensorProto, helper
-
-    from ptmq.export.skeleton import LOGITS
 
     hit = outer("Cast", outer("Equal", BITS, np.array(keys, dtype=np.int64)), to=TensorProto.INT64)
     unknown = outer("Sub", np.int64(1), outer("ReduceSum", hit, keepdims=0))  # 0, or 1 for no key
