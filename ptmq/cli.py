@@ -81,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
         "export", export, "write a calibrated model as ONNX that runs as integers: one width, or all in one file"
     )
     add(sub, "model", "width", "uint8", "out")
+    sub = command("deploy", deploy, "hold an exported file against its model and the FP32 network: parity, size, speed")
+    add(sub, "model", "file", "weights", "split", "data-dir", "threads", "repeats", "out")
     command("methods", methods, "list the methods and their settings")
     sub = command("bench", benchmark, "time learning iterations against the FP passes that they contain")
     add(sub, "case", "repeats", "threads", "device")
@@ -91,9 +93,7 @@ def parser() -> argparse.ArgumentParser:
 OPTIONS: dict[str, dict[str, Any]] = {
     "dataset": {"required": True, "help": "name of the dataset"},
     "backbone": {"help": "name of the backbone"},
-    "images": {
-        "help": "a dataset, or a folder with train/<class>/*.jpg and val/<class>/*.jpg; else the backbone's own"
-    },
+    "images": {"help": "a dataset, or a folder with train/<class>/*.jpg and val/<class>/*.jpg; else the backbone's"},
     "method": {"help": "name of the method (see: python -m ptmq methods)"},
     "variant": {"default": "default", "help": "variant of the method, as the profile names it"},
     "width": {"help": "the width of a single-width method, such as W4A4"},
@@ -120,17 +120,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "target": {"help": "onnx for a model that runs as integers once it is exported"},
     "weights": {"type": Path, "help": "FP weights (safetensors), from the commands weights or train"},
     "model": {"type": Path, "help": "folder of a calibrated model"},
-    "average-bits": {
-        "type": float,
-        "action": "append",
-        "default": [],
-        "help": "a budget of average weight bits; repeatable",
-    },
+    "average-bits": {"type": float, "action": "append", "default": [], "help": "a budget of average bits; repeatable"},
     "kib": {
         "type": float,
         "action": "append",
         "default": [],
-        "help": "a budget of the packed weights' size in KiB; repeatable",
+        "help": "a budget of the weights' size in KiB; repeatable",
     },
     "fp-outputs": {"type": Path, "help": "the FP network's outputs: written with --weights, read with --model"},
     "split": {"default": "test", "help": "train, heldout or test"},
@@ -141,6 +136,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "threads": {"type": int, "default": 1, "help": "CPU threads"},
     "case": {"default": "resnet20-stage1", "help": "a block, such as resnet20-stage1; depth, switching or processes"},
     "repeats": {"type": int, "default": 30, "help": "timed repetitions"},
+    "file": {"type": Path, "help": "ONNX file, from the command export"},
     "uint8": {"action": "store_true", "help": "images are bytes: the backbone's normalisation goes into the file"},
     "out": {"type": Path, "required": True, "help": "where the result goes"},
 }
@@ -322,17 +318,24 @@ def mixed(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write a model as ONNX; say what stays in floating point."""
-    from ptmq.api import load_model
-    from ptmq.export.onnx_file import export_onnx
-    from ptmq.models.backbone import get_backbone
+    from ptmq.suite.deploy.files import export_folder
 
     required(args, "model")
-    model, info = load_model(args.model)
-    backbone = info["model"]["backbone"]
-    if args.uint8 and backbone is None:
-        raise InputError("--uint8 takes the normalisation of a registered backbone. Use ptmq.export_onnx otherwise.")
-    entry = get_backbone(backbone).complete() if args.uint8 else None
-    print(export_onnx(model, args.out, args.width, normalization=(entry.mean, entry.std) if entry else None))
+    print(export_folder(args.model, args.out, args.width, args.uint8))
+
+
+def deploy(args: argparse.Namespace) -> None:
+    """Measure an exported file; write its record."""
+    from ptmq.common.files import write_json
+    from ptmq.suite.deploy.measure import deploy as measured
+
+    required(args, "model", "file", "weights")
+    record = measured(args.model, args.file, args.weights, args.split, args.data_dir, args.threads, args.repeats)
+    write_json(args.out, record)
+    for line in record["results"]:
+        print(
+            f"{line['width']}  {line['top1']:.2f} %  {line['model']['equal']:.2f} % of the predictions are the model's"
+        )
 
 
 def check(args: argparse.Namespace) -> None:

@@ -37,15 +37,17 @@ def open_session(path: Path | str, threads: int = 1, optimized: Path | None = No
 class Deployed:
     """An exported file, ready to run.
 
-    widths: what it can take, such as 'W4A4'.
+    widths: what it can take, such as 'W4A4' · about: what the file says of itself · switches: whether it has an input
+    `bits` · takes_bytes: whether images are uint8.
     """
 
     def __init__(self, path: Path | str, threads: int = 1):
         self.session = open_session(path, threads)
-        about = described(self.session.get_modelmeta().custom_metadata_map)
-        self.keys = {width: key for key, width in about["widths"].items()}
+        self.about = described(self.session.get_modelmeta().custom_metadata_map)
+        self.keys = {width: key for key, width in self.about["widths"].items()}
         self.widths: Sequence[str] = tuple(self.keys)
-        self.switches = BITS in [node.name for node in self.session.get_inputs()]
+        inputs = {node.name: node.type for node in self.session.get_inputs()}
+        self.switches, self.takes_bytes = BITS in inputs, inputs[IMAGES] == "tensor(uint8)"
 
     def __call__(self, images: np.ndarray, width: str | None = None) -> np.ndarray:
         """Logits (batch, classes) of images (batch, ...), uint8 or float32 as the file was written; width: 'W4A4'."""

@@ -41,7 +41,14 @@ def skeleton(model: MultiBitModel, name: str) -> Any:
     """
     parts = frozen(model, model.widths[0])
     network = rebuilt(model, {key: Symbol(key, part) for key, part in parts.items()})
-    example = torch.zeros(EXAMPLES, *model.image_shape)
+    return as_onnx(network, torch.zeros(EXAMPLES, *model.image_shape), name)
+
+
+def as_onnx(network: nn.Module, example: Tensor, name: str) -> Any:
+    """A network as an `onnx.ModelProto` from `images` (batch, ...) to `logits` (batch, classes).
+
+    Raises InputError, with the network's name, where that cannot be done.
+    """
     batch = ({0: torch.export.Dim("batch")},)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
