@@ -28,7 +28,7 @@ def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": round(middle, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
