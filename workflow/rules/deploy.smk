@@ -4,21 +4,6 @@ ONNX = f"{OUT}/onnx/{RUN}.onnx"
 DEPLOYED = f"{OUT}/deploy/{RUN}.json"
 
 
-def deployable(pattern):
-    """The files of all runs that are calibrated for ONNX. Raises WorkflowError without any."""
-
-    def of_profile(wildcards):
-        names = [name for name in PLAN.planned if name in RUNS and RUNS[name].conversion.get("target") == "onnx"]
-        if not names:
-            raise WorkflowError(
-                f"profile {PROFILE['profile']!r} has no run with target: onnx. Set it for a backbone, a method or a"
-                " variant, or use --configfile workflow/config/digits_deploy.yaml."
-            )
-        return [pattern.replace(RUN, name) for name in names]
-
-    return of_profile
-
-
 rule export:
     input:
         model=rules.quantize.output.model,
@@ -86,6 +71,6 @@ rule deploy:
         "../../environment.yml"
     params:
         code=code_sha256(SCRIPTS / "deploy.py"),
-        root=OUT,
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
     shell:
         logged("python $PTMQ_PROJECT/workflow/scripts/deploy.py --out {params.root} --records {input}")
