@@ -8,6 +8,8 @@ BIN := .venv/bin
 READY := .venv/ready
 
 PROFILE ?= cifar10
+# Two processes; tests that look at one run of the workflow, or at one calibration, stay in one of them.
+TOGETHER := -n 2 --dist loadgroup
 
 .PHONY: setup reproduce paper publish test test-all crash slurm kubernetes lint clean
 
@@ -23,10 +25,10 @@ publish: $(READY)
 	PYTHONPATH=. $(BIN)/python workflow/scripts/publish.py --profile $(PROFILE)
 
 test: $(READY)
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest $(TOGETHER)
 
-test-all: test
-	$(BIN)/pytest tests/e2e
+test-all: $(READY)
+	$(BIN)/pytest $(TOGETHER) tests tests/e2e
 
 crash: $(READY)
 	$(BIN)/pytest tests/e2e/test_crash.py --kills 20

@@ -30,7 +30,7 @@ from ptmq.reconstruction.settings import AdaptiveRoundingSettings
 class BRECQSettings(AdaptiveRoundingSettings):
     """Two passes, nothing is dropped."""
 
-    lr_step_size: float = 1e-4
+    lr_step_size: float = 1e-3
     keep: float = 1.0
     activation_iterations: int = 0  # a unit in the second pass; 0: a quarter of `iterations`, as published
     fisher: bool = False
@@ -61,7 +61,7 @@ class BRECQPass(AdaptiveRoundingPass):
             logits, fp = _log_probabilities(output, later), _log_probabilities(target, later)
             divergence = F.kl_div(logits, fp, reduction="batchmean", log_target=True)
             gradients.append(torch.autograd.grad(divergence, output)[0].to(outputs.device))
-        return joined(gradients).abs().add(1).square()
+        return joined(gradients, len(outputs)).abs().add(1).square()
 
 
 def _log_probabilities(x: Tensor, later: Sequence[Unit]) -> Tensor:

@@ -29,7 +29,7 @@ from ptmq.network.layers import GridLayer
 from ptmq.network.model import Unit
 from ptmq.quantization.fake_quantization import dequantize, largest_code
 from ptmq.quantization.rounding import Relaxation
-from ptmq.reconstruction.features import Features, propagate, take
+from ptmq.reconstruction.features import Feature, Features, propagate, take, values
 from ptmq.reconstruction.losses import channel_axis
 from ptmq.reconstruction.passes import Pass, Passes
 from ptmq.reconstruction.settings import ReconstructionSettings
@@ -125,6 +125,7 @@ class QuEPTSettings(ReconstructionSettings):
     lr_rounding_schedule: str = "cosine"
     lr_clipping: float = 1e-2
     lr_step_size: float = 1e-4
+    lr_step_size_relative: bool = False
     keep: float = 1.0
     lambdas: tuple = (0.4, 0.3, 0.3)  # weights of the groups where tokens are mixed, lowest first
 
@@ -165,9 +166,9 @@ class QuEPTPass(Pass):
         factors = [p for t in terms if isinstance(t, LowRankTerm) for d in (t.upper, t.lower) for p in d.values()]
         return [{"params": factors, "lr": self.settings.lr_clipping}]
 
-    def hand_on(self, unit: Unit, quantized: MutableMapping[BitWidth, Tensor], generator: torch.Generator) -> None:
+    def hand_on(self, unit: Unit, quantized: MutableMapping[BitWidth, Feature], generator: torch.Generator) -> None:
         """One mixed feature for all widths; each image draws a width of each group."""
-        (x, *_) = quantized.values()  # the same at all widths
+        x = values(next(iter(quantized.values())))  # the same at all widths
         features = []
         for group in self.groups.groups:
             drawn = torch.randint(len(group), (len(x),), generator=generator).to(x.device)

@@ -13,6 +13,7 @@ END_TO_END = HERE / "e2e"
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=1, help="how often a crash test kills each of its runs")
+    parser.addoption("--all-networks", action="store_true", help="convert more networks of timm, at their own size")
     parser.addoption("--slurm", action="store_true", help="run the workflow on a Slurm of this machine")
     parser.addoption("--kubernetes", action="store_true", help="run the workflow on Kubernetes' executor and a bucket")
 
@@ -23,13 +24,11 @@ def pytest_ignore_collect(collection_path, config):
     return True if collection_path == END_TO_END and not asked else None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With several processes (-n), tests that share what takes seconds to make stay in one."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            group = "stages" if item.path.parent.name == "suite" else item.path.as_posix()
-            item.add_marker(pytest.mark.xdist_group("project" if "project" in item.fixturenames else group))
+def pytest_itemcollected(item):
+    """With several processes (`-n 2 --dist loadgroup`), tests that share what takes seconds to make stay in one."""
+    if item.get_closest_marker("xdist_group") is None:
+        group = "stages" if item.path.parent.name == "suite" else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group("project" if "project" in item.fixturenames else group))
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ import yaml
 from tests.toys import ROOT
 
 QUICK = "methods={ptmq: {settings: {iterations: 3}}}"  # of a run of the workflow
+# What may differ between two runs of the same; the commit, because somebody may edit the code meanwhile.
+TIMES = re.compile("seconds|_ms$|_mb$|^load_|^commit$")
 PROJECT = ("Snakefile", "workflow", "ptmq", "baselines", "pyproject.toml", "environment.yml")
 
 
@@ -52,3 +54,16 @@ def planned(done: subprocess.CompletedProcess) -> dict[str, set[str]]:
         (reason,) = re.findall(r"    reason: (.*)", body) or [""]
         found.setdefault(rule, set()).update(re.findall(r"(?:^|; ?)([\w ]+?)(?: since last execution|:|$)", reason))
     return found
+
+
+def without_times(content):
+    """What a record says, but for times, memory and how busy the machine was."""
+    if isinstance(content, dict):
+        return {key: without_times(value) for key, value in content.items() if not TIMES.search(key)}
+    return [without_times(value) for value in content] if isinstance(content, list) else content
+
+
+def jsons(project: Path) -> list[Path]:
+    """What the workflow wrote of every run, but for MLflow's copies."""
+    folders = [project / "results/digits" / name for name in ("models", "records", "mixed")]
+    return sorted(path.relative_to(project) for folder in folders for path in folder.rglob("*.json"))

@@ -69,6 +69,15 @@ def frontier_record(seed: int) -> dict:
     return {key: body[key] for key in kept} | {"points": points, "switching": switching}
 
 
+def on_dataset(results: "Results", name: str) -> "Results":
+    """The same results, as if they were of another dataset."""
+    for path in (results.root / "records").rglob("*.json"):
+        body = json.loads(path.read_text())
+        body["run"]["dataset"] = name
+        path.write_text(json.dumps(body))
+    return results
+
+
 class Results:
     """A folder of results, with its runs in the order of the rules."""
 
@@ -95,6 +104,19 @@ class Results:
         script("collect", "--root", self.root, "--out", self.root / "runs.csv", *options, "--own", *self.names)
         return pd.read_csv(self.root / "runs.csv", keep_default_na=False)
 
+    def log(self, uri: str) -> None:
+        """Log all records below a parent `accuracy`, and those in mixed/ below a parent `frontier`."""
+        records, mixed = (
+            sorted(path.relative_to(self.root).as_posix() for path in self.root.glob(f"{folder}/**/*.json"))
+            for folder in ("records", "mixed")
+        )
+        parents = {
+            "accuracy": {"artifacts": ["runs.csv"], "records": records},
+            "frontier": {"artifacts": [], "records": mixed},
+        }
+        script("log_mlflow", "--root", self.root, "--uri", uri, "--experiment", "p",
+               "--out", self.root / "mlflow.json", given=json.dumps(parents))  # fmt: skip
+
     def table(self, name: str = "accuracy", *options: str) -> pd.DataFrame:
         """A table of them, its cells as text, by method."""
         self.collect(*options)
@@ -105,9 +127,14 @@ class Results:
 
 @contextmanager
 def figures(name: str):
-    """The figures that a script would save, by the names of their files; nothing is written."""
+    """The figures that a script would save, by the names of their files, labelled by their notes; nothing is written."""
     found = {}
-    with patch.object(importlib.import_module(name), "save", lambda figure, path: found.update({path.name: figure})):
+
+    def save(figure, path, note=""):
+        figure.set_label(note)
+        found[path.name] = figure
+
+    with patch.object(importlib.import_module(name), "save", save):
         yield found
     for figure in found.values():
         plt.close(figure)

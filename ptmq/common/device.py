@@ -17,7 +17,8 @@ def keep_freed_memory() -> bool:
     """Have the C library keep what is freed; False where it is not glibc.
 
     By default glibc gives every large block back to the system at once and gets it anew, zeroed page by page, for the
-    next feature map: learning on large feature maps then spends most of its time in the kernel.
+    next feature map: learning on large feature maps then spends most of its time in the kernel. To be called when the
+    data are read, or what reading them took for a moment is kept as well.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -31,12 +32,11 @@ def keep_freed_memory() -> bool:
 def open_device(name: str, threads: int) -> torch.device:
     """The torch device `name` (cpu, cuda, or auto: cuda where there is one), made deterministic.
 
-    Sets the number of CPU threads and the allocator, for the whole process. Raises InputError where CUDA is asked for
+    Sets the number of CPU threads for the whole process. Raises InputError where CUDA is asked for
     and there is none.
     """
     require(threads >= 1, "--threads", "at least 1", threads)
     torch.set_num_threads(threads)
-    keep_freed_memory()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):

@@ -52,8 +52,9 @@ def _fetch_cifar10(root: Path, offline: bool) -> dict[str, str]:
 def _download_cifar10(root: Path, offline: bool) -> None:
     if offline:
         raise InputError(
-            f"dataset 'cifar10' is not complete in {str(root / CIFAR_FOLDER)!r} and offline is true. "
-            "Point data_dir (or PTMQ_DATA_DIR) to a folder that holds cifar-10-batches-py, or set offline: false."
+            f"dataset 'cifar10' is not complete in {str(root / CIFAR_FOLDER)!r}. Point data_dir (or PTMQ_DATA_DIR) to "
+            f"a folder that holds {CIFAR_FOLDER}, or have it downloaded: python -m ptmq data --dataset cifar10 --out "
+            "data.json, in a profile offline: false."
         )
     from torchvision.datasets import CIFAR10
 

@@ -1,6 +1,8 @@
 """Handwritten digits: bundled with scikit-learn, 1,797 images of 8 x 8 pixels."""
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,15 +11,21 @@ from ptmq.data.images import DatasetSource, Images, ImagesInMemory
 from ptmq.models.backbone import Backbone
 
 
-def _open_digits(root: Path, split: str, backbone: Backbone) -> Images:
+def _digits() -> Any:
+    """Images (1797, 8, 8) of 0 to 16 and classes, as scikit-learn has them."""
     try:
         from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
     except ImportError:
         raise InputError(
             "dataset 'digits' comes with scikit-learn, which is not installed. pip install scikit-learn."
         ) from None
-    digits = load_digits()
+    return load_digits()
+
+
+def _open_digits(root: Path, split: str, backbone: Backbone) -> Images:
+    digits = _digits()
+    from sklearn.model_selection import train_test_split
+
     index = range(len(digits.target))
     rest, test = train_test_split(index, test_size=597, stratify=digits.target, random_state=0)
     train, heldout = train_test_split(rest, test_size=200, stratify=digits.target[rest], random_state=0)
@@ -26,4 +34,11 @@ def _open_digits(root: Path, split: str, backbone: Backbone) -> Images:
     return ImagesInMemory(images, torch.tensor(digits.target[chosen]), backbone.mean, backbone.std)
 
 
-SOURCE = DatasetSource(_open_digits, lambda root, offline: {}, "digits", {"shift": 1, "flip": False, "border": "black"})
+def _hash_digits(root: Path, offline: bool) -> dict[str, str]:
+    """Of the pixels and the classes, a byte each: another version of scikit-learn may bundle them otherwise."""
+    digits = _digits()
+    content = digits.images.astype("uint8").tobytes() + digits.target.astype("uint8").tobytes()
+    return {"digits": hashlib.sha256(content).hexdigest()}
+
+
+SOURCE = DatasetSource(_open_digits, _hash_digits, "digits", {"shift": 1, "flip": False, "border": "black"})

@@ -5,15 +5,13 @@ are there, `val` is what settings are chosen on. Classes are counted in the orde
 `train.txt` or `val.txt` with a line `path class` each, says which output of a network is meant.
 """
 
-import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from ptmq.common.errors import InputError
-from ptmq.common.files import sha256
+from ptmq.data.content import content_sha256
 from ptmq.data.imagenet import SUFFIXES, ImageFiles, read_list
 from ptmq.data.images import DatasetSource, Images
 from ptmq.models.backbone import Backbone
@@ -71,16 +69,7 @@ def files_of(root: Path, split: str) -> list[tuple[Path, int]]:
 
 def contents(root: Path) -> dict[str, str]:
     """One SHA-256 a part: of the names, the classes and the content of its files. Raises InputError without a part."""
-    hashes = {}
-    for part in PARTS:
-        if files := part_of(root, part):
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                digests = pool.map(sha256, (path for path, _ in files))
-                lines = (
-                    f"{path.relative_to(root)} {label} {digest}\n"
-                    for (path, label), digest in zip(files, digests, strict=True)
-                )
-                hashes[f"{root.name}/{part}"] = hashlib.sha256("".join(lines).encode()).hexdigest()
+    hashes = {f"{root.name}/{part}": content_sha256(root, files) for part in PARTS if (files := part_of(root, part))}
     if not hashes:
         raise InputError(
             f"folder {str(root)!r} has no images in the standard layout: train/<class>/*.jpg, and val/<class>/*.jpg or "

@@ -4,7 +4,6 @@ Two layouts: lists, `train.txt` and `val.txt` with a line `path class` each; or 
 `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, whose sorted names are the classes.
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ptmq.common.errors import InputError
+from ptmq.data.content import content_sha256
 from ptmq.data.images import DatasetSource, Images
 from ptmq.models.backbone import Backbone
 
@@ -104,20 +104,20 @@ def read_folders(folder: Path) -> list[tuple[Path, int]]:
     ]
 
 
-def listing_sha256(root: Path) -> dict[str, str]:
-    """A hash of the names and classes of each part: which images were used, their content not included."""
-    hashes = {}
-    for split in ("train", "test"):
-        lines = (f"{path.relative_to(root)} {label}\n" for path, label in files_of(root, split, heldout=0))
-        hashes[f"{root.name}/{FOLDERS[split]}"] = hashlib.sha256("".join(lines).encode()).hexdigest()
-    return hashes
+def contents(root: Path) -> dict[str, str]:
+    """One SHA-256 a part: of the names, the classes and the content of its files."""
+    return {
+        f"{root.name}/{folder}": content_sha256(root, files_of(root, split, heldout=0))
+        for split, folder in FOLDERS.items()
+        if split != "heldout"  # images of train
+    }
 
 
 def imagenet(folder: str, resize: bool, heldout: int) -> DatasetSource:
     """ImageNet's classes below `folder`; resize: as for `ImageFiles` · heldout: as for `files_of`."""
 
     def fetch(root: Path, offline: bool) -> dict[str, str]:
-        return listing_sha256(root / folder)
+        return contents(root / folder)
 
     def open_files(root: Path, split: str, backbone: Backbone) -> Images:
         if split == "heldout" and not heldout:

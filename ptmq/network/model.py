@@ -1,6 +1,6 @@
 """MultiBitModel: one calibrated network that switches its bit-widths at run time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar, cast
 
@@ -16,6 +16,7 @@ from ptmq.network.place import Edge, QuantizationSpec
 from ptmq.network.recording.prepare import example_for
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.quantization.quantizer import ChannelCorrection, Quantizer
+from ptmq.quantization.step_size import Histogram
 
 
 class Unit(nn.Module):
@@ -36,6 +37,13 @@ class Unit(nn.Module):
     def corrections(self) -> dict[GridLayer, ChannelCorrection]:
         """The layers that have a correction, each with it."""
         return {layer: layer.correction for layer in self.layers if layer.correction is not None}
+
+    @property
+    def output_quantizer(self) -> ActivationQuantizer | None:
+        """The quantizer that puts out what the unit puts out, where there is one."""
+        (output,) = self.graph.graph.output_node().all_input_nodes
+        last = self.graph.get_submodule(str(output.target)) if output.op == "call_module" else None
+        return last if isinstance(last, ActivationQuantizer) else None
 
     @property
     def device(self) -> torch.device:
@@ -199,25 +207,38 @@ class MultiBitModel(Switchable):
         for unit in self.units:
             unit.set_bits(FULL_PRECISION)
             x, seen = observe(unit, x, batch_size, unit.quantizers)
-            for quantizer, values in seen.items():
-                quantizer.search_step_sizes(values, search)
+            for quantizer, histogram in seen.items():
+                quantizer.search_in(histogram, search)
 
 
 def observe(
     module: nn.Module, x: Tensor, batch_size: int, quantizers: Sequence[Quantizer]
-) -> tuple[Tensor, dict[Quantizer, Tensor]]:
-    """The module's output for all of x, and what passes through each of some of its activation quantizers."""
-    seen: dict[Quantizer, list[Tensor]] = {quantizer: [] for quantizer in quantizers}
-    hooks = [q.register_forward_hook(lambda q, args, out: seen[q].append(out)) for q in quantizers]
-    out = torch.cat([module(batch) for batch in x.split(batch_size)])
-    for hook in hooks:
-        hook.remove()
-    values = {quantizer: torch.cat(parts) for quantizer, parts in seen.items()}
+) -> tuple[Tensor, dict[Quantizer, Histogram]]:
+    """The module's output for all of x, and what passes through each of some of its activation quantizers.
+
+    x passes twice: nothing of what is inside the module is kept but its histograms.
+    """
+    seen = {quantizer: Histogram() for quantizer in quantizers}
+    out = _tapped(module, x, batch_size, {quantizer: histogram.measure for quantizer, histogram in seen.items()})
     for name, quantizer in module.named_modules():
-        if isinstance(quantizer, Quantizer) and quantizer in values and not values[quantizer].isfinite().all():
+        if isinstance(quantizer, Quantizer) and quantizer in seen and not seen[quantizer].is_finite:
             layer, unit = name.removeprefix("graph.").removesuffix("_quantizer"), getattr(module, "name", "network")
             raise InputError(
                 f"unit {unit!r}: the activation {layer!r} is NaN or infinite on the calibration images. Check the "
                 "weights and the images."
             )
-    return out, values
+    if seen:
+        _tapped(module, x, batch_size, {quantizer: histogram.count for quantizer, histogram in seen.items()})
+    return out, seen
+
+
+def _tapped(
+    module: nn.Module, x: Tensor, batch_size: int, taps: Mapping[Quantizer, Callable[[Tensor], None]]
+) -> Tensor:
+    """The module's output for all of x, batch by batch; taps get what passes through their quantizers."""
+    hooks = [q.register_forward_hook(lambda q, args, out: taps[q](out)) for q in taps]
+    try:
+        return torch.cat([module(batch) for batch in x.split(batch_size)])
+    finally:
+        for hook in hooks:
+            hook.remove()

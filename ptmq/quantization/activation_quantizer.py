@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ptmq.common.bits import FP, require_width
 from ptmq.quantization.fake_quantization import Bounds, KeepMask, draw_mask, fake_quantize_activation
 from ptmq.quantization.quantizer import Quantizer
-from ptmq.quantization.step_size import SEARCHES, SMALLEST_STEP, Grids, histogram, own
+from ptmq.quantization.step_size import SEARCHES, SMALLEST_STEP, Grids, Histogram, own
 
 # Activation functions that keep a value within bounds, and these.
 RELUS: dict[Callable, Bounds] = {F.relu: (0.0, math.inf), F.relu6: (0.0, 6.0)}
@@ -63,9 +63,12 @@ class ActivationQuantizer(Quantizer):
         if drop is not None and drop.keep < 1:
             keep = draw_mask(x.numel(), drop.keep, drop.generator)
         compiled = drop is not None and drop.compiled
-        grid = self.step[str(self.bits)], self._zero_at(self.bits), self.bits
         bounds = RELUS[self.relu] if self.relu else None
-        return fake_quantize_activation(x, *grid, keep, compiled=compiled, bounds=bounds)
+        return fake_quantize_activation(x, *self.grid(), self.bits, keep, compiled=compiled, bounds=bounds)
+
+    def grid(self) -> tuple[Tensor, int]:
+        """Step size, (1,), and zero point of the selected width."""
+        return self.step[str(self.bits)], self._zero_at(self.bits)
 
     def set_bits(self, bits: int) -> None:
         """Select a width; FP passes the activation through."""
@@ -75,7 +78,11 @@ class ActivationQuantizer(Quantizer):
 
     def search_step_sizes(self, x: Tensor, search: str) -> None:
         """Set the step size and zero point of every width by `search` on the values of x, any shape."""
-        values, count = histogram(x)
+        self.search_in(Histogram.of(x), search)
+
+    def search_in(self, histogram: Histogram, search: str) -> None:
+        """Set the step size and zero point of every width by `search` on values of which a histogram is known."""
+        values, count = histogram.rows()
         for index, bits in enumerate(self.widths):
             step, zero = SEARCHES[search](values, bits, count, grids=self.grids)
             self.step[str(bits)].data.copy_(step)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ptmq.quantization.tiles import dense, flat, laid_out_as, parts
 
-HALF = 0.5 + 2.0**-14  # of a step: float32's rounding errors, with codes up to 255, move what lies half way further
+SLACK = 2.0**-22  # of a code: what lies half way between two is moved further by float32's rounding errors
 Bounds = tuple[float, float]
 
 
@@ -92,14 +92,16 @@ def _quantize(
         torch.lerp(x, out, _kept(random, threshold, x.dtype), out=out)  # exact at 0 and 1
 
 
-def _differentiate(x: Tensor, step: Tensor, bounds: Bounds | None, out: Tensor, grad: Tensor, grad_x: Tensor) -> Tensor:
+def _differentiate(
+    x: Tensor, step: Tensor, half: float, bounds: Bounds | None, out: Tensor, grad: Tensor, grad_x: Tensor
+) -> Tensor:
     """Write into `grad_x` the gradient of the elements x; returns that of the step size times the step size."""
     given, x = x, x if bounds is None else x.clamp(*bounds)
     backward = torch.ops.aten.hardtanh_backward.grad_input
     # The gradient passes where the code did not saturate, so that x moved by half a step at most, and where x was
     # dropped, so that it did not move.
     moved = out - x
-    backward(grad, moved / step, -HALF, HALF, grad_input=grad_x)
+    backward(grad, moved / step, -half, half, grad_input=grad_x)
     # LSQ: d out / d step is (code - x/step) inside the range and the clipped code outside; both are
     # (out - inside * x) / step, and a dropped element, where out = x, adds nothing. Summed as (out - x) + (x outside):
     # the difference of the sums of out and of x would leave their rounding errors.
@@ -126,6 +128,7 @@ class _FakeQuantizeActivation(torch.autograd.Function):
         x = dense(x)
         ctx.bounds, ctx.grad_scale, ctx.compiled = bounds, grad_scale, compiled
         out, grid = torch.empty_like(x), (-zero_point, largest_code(bits) - zero_point)
+        ctx.half = 0.5 + SLACK * max(256, *map(abs, grid))  # of a step
         kernel = _compiled(_quantize) if compiled else _quantize
         for where in _parts(ctx, x):
             random, threshold = (None, 0) if keep is None else (keep.bytes[where], keep.threshold)
@@ -139,7 +142,8 @@ class _FakeQuantizeActivation(torch.autograd.Function):
         grad, grad_x, grad_step = laid_out_as(grad, x), torch.empty_like(x), torch.zeros_like(step)
         kernel = _compiled(_differentiate) if ctx.compiled else _differentiate
         for where in _parts(ctx, x):
-            grad_step += kernel(flat(x)[where], step, ctx.bounds, *(flat(t)[where] for t in (out, grad, grad_x)))
+            values = (flat(t)[where] for t in (out, grad, grad_x))
+            grad_step += kernel(flat(x)[where], step, ctx.half, ctx.bounds, *values)
         return grad_x, grad_step / step * ctx.grad_scale, *[None] * 6
 
 

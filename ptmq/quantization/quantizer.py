@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmq.common.bits import FP, BitWidth
+from ptmq.quantization.step_size import Histogram
 
 KINDS = ("none", "shift", "gain")  # nothing; the shift alone; gain and shift
 BOUND = 1.5  # 1 + gain stays within 1 / BOUND .. BOUND: a nearly dead channel would ask for anything
@@ -28,6 +29,9 @@ class Quantizer(nn.Module):
 
     def search_step_sizes(self, x: Tensor, search: str) -> None:
         """Set step sizes from the values of x by `search`; a quantizer without any has nothing to set."""
+
+    def search_in(self, histogram: Histogram, search: str) -> None:
+        """Set step sizes by `search` from the values that passed through the quantizer."""
 
 
 class ChannelCorrection(nn.Module):

@@ -1,4 +1,4 @@
-"""Step sizes and zero points before learning: min-max, and the two searches of the field.
+"""Step sizes and zero points before learning: min-max, and the searches of the field.
 
 Errors are the mean of |x - x_quantized|^p with p = 2.4 (BRECQ, QDrop). Inputs are rows: x has shape
 (channels, values), and every channel gets its own step; per tensor is one row.
@@ -15,7 +15,7 @@ POWER = 2.4
 SHRINKS = 80  # BRECQ tries the full range and 79 that are 1 % smaller each
 THRESHOLDS = 100  # QDrop tries 1 %, 2 %, ... 100 % of the range
 BINS = 2**14  # a large tensor is searched on its histogram: 64 bins a step even at 8 bits
-CHUNK = 2**22  # values that are sorted into bins at a time
+CHUNK = 2**20  # values that are sorted into bins at a time
 SMALLEST_STEP = 1e-8
 PARENT_BITS = 8  # of the code that nested widths share
 FINEST = 2**-12  # of the coarsest channel's step: with a finer one a bias leaves 32 bits, and the channel is dead
@@ -111,8 +111,21 @@ def _best(
 
 
 def shrink(x: Tensor, bits: int, count: Tensor | None = None, grids: Grids = own) -> tuple[Tensor, Tensor]:
-    """BRECQ's search: shrink (min, max) together by 0 %, 1 %, .. 79 %. x: (channels, values) -> (channels,) each."""
-    low, high = x.amin(1), x.amax(1)
+    """Shrink (min, max), stretched to hold 0, together by 0 %, 1 %, .. 79 %. x: (channels, values) -> (channels,) each.
+
+    BRECQ's search but for the 0: as it is on the grid, the zero point is a code, as kernels of integers need it.
+    """
+    return _shrunk(x.amin(1).clamp_max(0), x.amax(1).clamp_min(0), x, count, bits, grids)
+
+
+def brecq(x: Tensor, bits: int, count: Tensor | None = None, grids: Grids = own) -> tuple[Tensor, Tensor]:
+    """BRECQ's search as it is: (min, max) need not hold 0, and a zero point may lie outside of 0 .. 2^bits - 1."""
+    return _shrunk(x.amin(1), x.amax(1), x, count, bits, grids)
+
+
+def _shrunk(
+    low: Tensor, high: Tensor, x: Tensor, count: Tensor | None, bits: int, grids: Grids
+) -> tuple[Tensor, Tensor]:
     factors = (1 - 0.01 * i for i in range(SHRINKS))
     return _best(((low * f, high * f) for f in factors), x, count, bits, grids)
 
@@ -146,31 +159,70 @@ Search = Callable[
 SEARCHES: dict[str, Search] = {
     "minmax": lambda x, bits, count=None, grids=own: minmax(x, bits, grids),
     "shrink": shrink,
+    "brecq": brecq,
     "shift": shift,
 }
 
 
-def histogram(x: Tensor) -> tuple[Tensor, Tensor]:
-    """A tensor of any shape as rows for a search: (1, values) and how often each occurs, (1, values).
+class Histogram:
+    """How often values of a tensor occur, for a search. The tensor may come in parts, in the same order twice.
 
-    Small tensors are taken as they are. Large ones become the centres of BINS equal bins, with the true
-    minimum and maximum added at no weight, so that the range searched is exact.
+    First every part is measured, then every part is counted. A small tensor is kept as it is. A large one becomes the
+    centres of BINS equal bins, with the true minimum and maximum added at no weight, so that the range searched is
+    exact.
     """
-    x = x.detach().reshape(1, -1)
-    if x.numel() <= BINS:
-        return x, torch.ones_like(x)
-    low, high = x.amin(), x.amax()
-    # Exact zeros (a ReLU's) carry no error on a grid that holds 0: kept apart, not moved to a bin's centre.
-    zeros = (x == 0).sum()
-    scale = BINS / (high - low).clamp_min(SMALLEST_STEP)
-    count = torch.zeros(BINS, dtype=torch.int64, device=x.device)
-    for part in x.split(CHUNK, dim=1):  # a code takes eight bytes: not of all values at once
-        bins = ((part - low) * scale).long().clamp_(0, BINS - 1)
-        count += torch.bincount(bins[part != 0], minlength=BINS)
-    count = count.to(x.dtype)
-    width = (high - low) / BINS
-    centres = low + width * (torch.arange(BINS, device=x.device) + 0.5)
-    middle = torch.where(zeros > 0, 0.0, low)  # 0 only where it occurs, so the range stays the true one
-    values = torch.cat([centres, torch.stack([low, high, middle])])
-    counts = torch.cat([count, torch.stack([count.new_zeros(()), count.new_zeros(()), zeros.to(x.dtype)])])
-    return values[None], counts[None]
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.low = self.high = torch.tensor(0.0)
+        self._kept: list[Tensor] = []
+        self._zeros = self._bins = torch.tensor(0)
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Histogram":
+        """Of a whole tensor, any shape."""
+        found = cls()
+        found.measure(x)
+        found.count(x)
+        return found
+
+    def measure(self, part: Tensor) -> None:
+        """Learn of the range of a part, any shape."""
+        low, high = part.detach().aminmax()
+        if self.size:
+            low, high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        self.low, self.high = low, high
+        self.size += part.numel()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no value is NaN or infinite."""
+        return bool(self.low.isfinite() & self.high.isfinite())
+
+    def count(self, part: Tensor) -> None:
+        """Count the values of a part, any shape; all parts were measured before."""
+        part = part.detach().reshape(-1)
+        if self.size <= BINS:
+            self._kept.append(part)
+            return
+        # Exact zeros (a ReLU's) carry no error on a grid that holds 0: kept apart, not moved to a bin's centre.
+        self._zeros = self._zeros.to(part.device) + (part == 0).sum()
+        self._bins = self._bins.to(part.device)
+        scale = BINS / (self.high - self.low).clamp_min(SMALLEST_STEP)
+        for few in part.split(CHUNK):  # a code takes eight bytes: not of all values at once
+            bins = ((few - self.low) * scale).long().clamp_(0, BINS - 1)
+            self._bins = self._bins + torch.bincount(bins[few != 0], minlength=BINS)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Values as rows for a search, (1, count), and how often each occurs, (1, count)."""
+        if self.size <= BINS:
+            x = torch.cat(self._kept)[None]
+            return x, torch.ones_like(x)
+        dtype, device = self.low.dtype, self.low.device
+        width = (self.high - self.low) / BINS
+        centres = self.low + width * (torch.arange(BINS, device=device) + 0.5)
+        middle = torch.where(self._zeros > 0, 0.0, self.low)  # 0 only where it occurs, so the range stays the true one
+        values = torch.cat([centres, torch.stack([self.low, self.high, middle])])
+        nothing = torch.zeros((), dtype=dtype, device=device)
+        counts = torch.cat([self._bins.to(dtype), torch.stack([nothing, nothing, self._zeros.to(dtype)])])
+        return values[None], counts[None]

@@ -11,14 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ptmq.common.bits import FULL_PRECISION
+from ptmq.common.bits import FULL_PRECISION, BitWidth
 from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors, save_tensors, tensors_sha256
 from ptmq.common.provenance import fingerprint
@@ -27,6 +27,7 @@ from ptmq.quantization.activation_quantizer import Drop
 from ptmq.quantization.rounding import Relaxation
 from ptmq.quantization.weight_quantizer import GridWeightQuantizer
 from ptmq.reconstruction.features import (
+    Feature,
     Features,
     memory_format,
     part_features,
@@ -155,18 +156,12 @@ class Learner:
             quantizer.requires_grad_(True)
             quantizer.drop = Drop(self.settings.keep, random.device, execution.compile)
         roundings = [p for relaxation in self.relaxations for p in relaxation.parameters() if id(p) not in apart]
-        steps = [p for quantizer in unit.quantizers for p in quantizer.step.parameters()]
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": roundings, "lr": self.settings.lr_rounding},
-                {"params": steps, "lr": self.settings.lr_step_size},
-                *more,
-            ]
-        )
-        schedules = {"constant": lambda iteration: 1.0, "cosine": self._cosine}
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, [schedules[self.settings.lr_rounding_schedule], *[self._cosine] * (1 + len(more))]
-        )
+        others = [*self._step_sizes(), *more]
+        self.optimizer = torch.optim.Adam([{"params": roundings, "lr": self.settings.lr_rounding}, *others])
+        cosine = partial(_cosine, self.settings.iterations)  # without the learner: it would hold its features longer
+        schedules: dict[str, Callable[[int], float]] = {"constant": lambda iteration: 1.0, "cosine": cosine}
+        of_rounding = schedules[self.settings.lr_rounding_schedule]
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, [of_rounding, *[cosine] * len(others)])
 
     def iterate(self) -> Tensor:
         """One mini-batch at the drawn widths, one update; returns the loss without the regularizer, a scalar."""
@@ -212,7 +207,15 @@ class Learner:
             quantizer.requires_grad_(False)
             quantizer.drop = None
 
-    def _batch(self, x: Tensor, index: Tensor) -> Tensor:
+    def _step_sizes(self) -> list[dict[str, Any]]:
+        """The activation step sizes, with their learning rates."""
+        steps = [p for quantizer in self.unit.quantizers for p in quantizer.step.parameters()]
+        rate = self.settings.lr_step_size
+        if not self.settings.lr_step_size_relative:
+            return [{"params": steps, "lr": rate}]
+        return [{"params": [step], "lr": rate * float(step.detach())} for step in steps]
+
+    def _batch(self, x: Feature, index: Tensor) -> Tensor:
         """Rows `index` of x, on the unit's device."""
         return take(x, index).to(self.random.on)
 
@@ -231,9 +234,10 @@ class Learner:
         """A feature of the unit with its channels where losses look for them: (n, h, w, c) -> (n, c, h, w)."""
         return x.movedim(self.unit.channel_axis, channel_axis(x))
 
-    def _cosine(self, iteration: int) -> float:
-        """Factor on a learning rate, from 1 to 0."""
-        return (1 + math.cos(math.pi * iteration / self.settings.iterations)) / 2
+
+def _cosine(iterations: int, iteration: int) -> float:
+    """Factor on a learning rate, from 1 to 0."""
+    return (1 + math.cos(math.pi * iteration / iterations)) / 2
 
 
 @contextmanager
@@ -294,7 +298,8 @@ def reconstruct(
         done = resume.load(model, identity_of(model, images, passes, seed, execution))
     records: list[dict[str, Any]] = []
     for hooks in passes:
-        fp, quantized = images, dict.fromkeys(hooks.widths, images)
+        fp = images
+        quantized: dict[BitWidth, Feature] = dict.fromkeys(hooks.widths, images)
         for position, unit in enumerate(model.units):
             whole = Features(fp, quantized, propagate(unit, fp, FULL_PRECISION))
             for part in hooks.parts(unit):
@@ -303,21 +308,30 @@ def reconstruct(
                     records.append(done[number])
                     progress(part.name, hooks.settings.iterations, math.nan)
                     continue
-                features = part_features(unit, part, whole)
-                before = reconstruction_error(part, features)
-                importance = hooks.importance(part, model.units[position + 1 :], features)
-                if importance is not None and part is not unit:
+                later, random = model.units[position + 1 :], Random(seed, number, unit.device)
+                if part is not unit and type(hooks).importance is not Pass.importance:
                     raise InputError(f"{type(hooks).__name__}.importance is for whole units. Leave it out, or `parts`.")
-                random = Random(seed, number, unit.device)
-                entry: dict[str, Any] = {"unit": part.name, "iterations": hooks.settings.iterations}
-                with learning(Learner(part, hooks, features, random, execution, importance)) as learner:
-                    entry |= {"h_before": learner.rounding_histogram(), "loss": learn(learner, progress)}
-                    entry["h_after"] = learner.rounding_histogram()
-                hooks.end(part, features)
-                entry |= {"error_before": before, "error_after": reconstruction_error(part, features)}
-                records.append(entry)
+                found = part_features(unit, part, whole)
+                records.append(_learn_part(part, hooks, found, later, random, execution, progress))
+                del found
                 if resume:
                     resume.save(model, records)
             hooks.hand_on(unit, quantized, Random(seed, -1 - position, unit.device).host)
             fp = whole.target
+            del whole  # what entered the unit is not needed any more
     return records
+
+
+def _learn_part(
+    part: Unit, hooks: Pass, features: Features, later: Sequence[Unit], random: Random, execution: Execution,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Learn a unit, or a part of one; returns its record. later: the units behind it."""
+    before = reconstruction_error(part, features)
+    importance = hooks.importance(part, later, features)
+    entry: dict[str, Any] = {"unit": part.name, "iterations": hooks.settings.iterations}
+    with learning(Learner(part, hooks, features, random, execution, importance)) as learner:
+        entry |= {"h_before": learner.rounding_histogram(), "loss": learn(learner, progress)}
+        entry["h_after"] = learner.rounding_histogram()
+    hooks.end(part, features)
+    return entry | {"error_before": before, "error_after": reconstruction_error(part, features)}

@@ -3,17 +3,44 @@
 They stay where the images are: on the model's device, or in main memory, from where each batch is taken to the model.
 """
 
-from collections.abc import MutableMapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, replace
+from mmap import mmap
 
 import torch
 from torch import Tensor
 
-from ptmq.common.bits import FULL_PRECISION, BitWidth
+from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.network.model import Unit
 
 INFERENCE_BATCH = 128
 ERROR_IMAGES = 256  # images on which the error before and after learning is measured
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A feature that lies on a grid, as its codes: a quarter of the memory, and the same values.
+
+    codes: uint8, (images, ...) · step: (1,).
+    """
+
+    codes: Tensor
+    step: Tensor
+    zero_point: int
+
+    def values(self) -> Tensor:
+        """The feature, of the codes' shape and layout."""
+        return self.codes.to(self.step.dtype).sub_(self.zero_point).mul_(self.step)
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, images: slice) -> "Codes":
+        return replace(self, codes=self.codes[images])
+
+
+Feature = Tensor | Codes  # for all calibration images
 
 
 @dataclass
@@ -24,7 +51,7 @@ class Features:
     """
 
     fp: Tensor
-    quantized: dict[BitWidth, Tensor]
+    quantized: Mapping[BitWidth, Feature]
     target: Tensor
 
 
@@ -33,39 +60,89 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.dim() == 4 else torch.contiguous_format
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
+def values(x: Feature) -> Tensor:
+    """The feature as a tensor."""
+    return x.values() if isinstance(x, Codes) else x
+
+
+def take(x: Feature, index: Tensor) -> Tensor:
     """Rows `index` of x in x's memory format, (len(index), ...)."""
+    if isinstance(x, Codes):
+        return replace(x, codes=take(x.codes, index)).values()
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
     return x.index_select(0, index)
 
 
-def joined(batches: list[Tensor]) -> Tensor:
-    """Batches as one tensor in its memory format."""
-    whole = torch.cat(batches)
-    return whole.contiguous(memory_format=memory_format(whole))
+def joined(batches: Iterable[Tensor], count: int) -> Tensor:
+    """Batches, `count` rows in all, as one tensor in its memory format; no two copies of all lie beside each other."""
+    whole, start = torch.empty(0), 0
+    for batch in batches:
+        if not start:
+            whole = _room(count, batch)
+        whole[start : start + len(batch)] = batch
+        start += len(batch)
+    return whole
+
+
+def _room(count: int, like: Tensor) -> Tensor:
+    """Room for `count` rows of a feature, in its memory format: in main memory apart from what C keeps of freed memory.
+
+    Features live long and are large. Between what every iteration allocates they would leave holes.
+    """
+    shape = [count, *like.shape[1:]]
+    if like.device.type != "cpu" or not math.prod(shape):
+        return like.new_empty(shape).to(memory_format=memory_format(like))
+    memory = mmap(-1, math.prod(shape) * like.element_size())
+    return torch.frombuffer(memory, dtype=like.dtype).as_strided(
+        shape, torch.empty(shape, device="meta").to(memory_format=memory_format(like)).stride()
+    )
+
+
+def batches(x: Feature, size: int = INFERENCE_BATCH) -> Iterator[Tensor]:
+    """The feature batch by batch."""
+    return (values(x[start : start + size]) for start in range(0, len(x), size))
 
 
 @torch.no_grad()
-def propagate(unit: Unit, x: Tensor, width: BitWidth) -> Tensor:
+def propagate(unit: Unit, x: Feature, width: BitWidth) -> Tensor:
     """The unit's output at `width` for all images of x, in inference."""
     unit.set_bits(width)
-    return joined([unit(batch.to(unit.device)).to(x.device) for batch in x.split(INFERENCE_BATCH)])
+    return joined((unit(batch.to(unit.device)).to(batch.device) for batch in batches(x)), len(x))
 
 
-def propagate_all(unit: Unit, quantized: MutableMapping[BitWidth, Tensor]) -> None:
+@torch.no_grad()
+def coded(unit: Unit, x: Feature, width: BitWidth) -> Feature:
+    """The unit's output at `width` as `propagate` gives it; as codes where a quantizer puts it out."""
+    unit.set_bits(width)
+    quantizer = unit.output_quantizer
+    if quantizer is None or quantizer.bits == FP:
+        return propagate(unit, x, width)
+    step, zero_point = quantizer.grid()
+    step = step.detach().clone()
+
+    def codes(batch: Tensor) -> Tensor:
+        out = unit(batch.to(unit.device))
+        return (out / step).round_().add_(zero_point).to(torch.uint8).to(batch.device)
+
+    whole = joined(map(codes, batches(x)), len(x))
+    return Codes(whole, step.to(whole.device), zero_point)
+
+
+def propagate_all(unit: Unit, quantized: MutableMapping[BitWidth, Feature]) -> None:
     """Put the unit's output at every width in the place of that width's input: one more copy at a time, not all."""
     for width, x in quantized.items():
-        quantized[width] = propagate(unit, x, width)
+        quantized[width] = coded(unit, x, width)
 
 
-def entering(unit: Unit, part: Unit, x: Tensor, width: BitWidth) -> Tensor:
+def entering(unit: Unit, part: Unit, x: Feature, width: BitWidth) -> Tensor:
     """What enters a layer of the unit at `width`, for all images of x that enter the unit."""
     seen: list[Tensor] = []
-    hook = part.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0].to(x.device)))
+    device = values(x[:0]).device
+    hook = part.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0].to(device)))
     propagate(unit, x, width)
     hook.remove()
-    return joined(seen)
+    return joined(seen, len(x))
 
 
 def part_features(unit: Unit, part: Unit, whole: Features) -> Features:

@@ -18,7 +18,7 @@ from ptmq.common.bits import FULL_PRECISION, BitWidth
 from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.quantization.quantizer import BOUND
-from ptmq.reconstruction.features import INFERENCE_BATCH, joined, memory_format, propagate
+from ptmq.reconstruction.features import INFERENCE_BATCH, Feature, batches, joined, memory_format, propagate
 from ptmq.reconstruction.settings import CorrectionSettings
 
 AtLayer = Callable[[GridLayer, list[Tensor]], list[Tensor]]
@@ -137,7 +137,7 @@ def fp_moments(unit: Unit, batches: Sequence[Tensor], matched: int) -> tuple[dic
 def match(
     unit: Unit,
     fp: Tensor,
-    quantized: Mapping[BitWidth, Tensor],
+    quantized: Mapping[BitWidth, Feature],
     settings: CorrectionSettings,
 ) -> tuple[Tensor, dict[BitWidth, Tensor]]:
     """Correct the layers of a unit at the widths of `quantized`; returns its outputs, in floating point and at these.
@@ -150,20 +150,20 @@ def match(
     kept = len(fp) - round(len(fp) * settings.correction_check)
     matched = math.ceil(kept / INFERENCE_BATCH)  # batches
     moments, outputs = fp_moments(unit, _batches(fp, kept), matched)
-    target, results = joined(outputs), {}
+    target, results = joined(outputs, len(fp)), {}
     for width, x in quantized.items():
         unit.set_bits(width)
         for correction in unit.corrections.values():
             correction.clear(width)
         choice = Choice(unit, width, x[kept:], target[kept:])
         at_layer = partial(_match_layer, moments, matched, choice, settings.correction == "gain")
-        results[width] = joined(walk(unit, _batches(x, kept), at_layer))
+        results[width] = joined(walk(unit, _batches(x, kept), at_layer), len(x))
     return target, results
 
 
-def _batches(x: Tensor, kept: int) -> list[Tensor]:
+def _batches(x: Feature, kept: int) -> list[Tensor]:
     """The images that are matched, then the others, in batches apart."""
-    return [batch for part in (x[:kept], x[kept:]) if len(part) for batch in part.split(INFERENCE_BATCH)]
+    return [batch for part in (x[:kept], x[kept:]) if len(part) for batch in batches(part)]
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Choice:
 
     unit: Unit
     width: BitWidth
-    x: Tensor
+    x: Feature
     target: Tensor
 
     def take(self, layer: GridLayer, ways: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

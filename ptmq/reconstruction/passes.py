@@ -16,7 +16,7 @@ from ptmq.network.layers import GridLayer
 from ptmq.network.model import Unit
 from ptmq.quantization.fake_quantization import choose, keep_mask
 from ptmq.quantization.rounding import AdaptiveRounding, Relaxation
-from ptmq.reconstruction.features import Features, propagate_all
+from ptmq.reconstruction.features import Feature, Features, propagate_all
 from ptmq.reconstruction.losses import distance
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings, ReconstructionSettings
 
@@ -88,7 +88,7 @@ class Pass:
         """
         return []
 
-    def hand_on(self, unit: Unit, quantized: MutableMapping[BitWidth, Tensor], generator: torch.Generator) -> None:
+    def hand_on(self, unit: Unit, quantized: MutableMapping[BitWidth, Feature], generator: torch.Generator) -> None:
         """Put what the next unit gets at every width in the place of what this one got; here each width its own."""
         propagate_all(unit, quantized)
 

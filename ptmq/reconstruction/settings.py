@@ -24,7 +24,7 @@ class Execution:
 class StepSizeSettings:
     """How step sizes are found before anything is learned; shared by all methods."""
 
-    step_size_search: str = "shrink"  # shrink (BRECQ), shift (QDrop) or minmax
+    step_size_search: str = "shrink"  # shrink, minmax, or as they are brecq and shift (QDrop)
     step_size_images: int = 256  # calibration images that the activation search sees
     edge_bits: int = 8  # weights of the first and the last layer, activation that enters the last
     quantize_softmax: bool = False  # of attention; else it stays in floating point
@@ -56,7 +56,8 @@ class ReconstructionSettings(CorrectionSettings):
     batch_size: int = 32
     lr_rounding: float = 0.1  # Adam; for about 1,000 iterations (docs/defaults.md)
     lr_rounding_schedule: str = "constant"  # or cosine, to 0
-    lr_step_size: float = 2e-3  # Adam, cosine to 0
+    lr_step_size: float = 1e-2  # Adam, cosine to 0
+    lr_step_size_relative: bool = True  # to what the search found: alike at any scale of the features; else absolute
     keep: float = 0.5  # probability that an activation of the block stays quantized (QDrop); 1 is no drop
 
     fewest_iterations: ClassVar[int] = 1

@@ -10,6 +10,7 @@ from torch import nn
 from ptmq.api import fit, save_model, suited
 from ptmq.common import provenance
 from ptmq.common.bits import BitGroups, BitWidth, read_widths
+from ptmq.common.device import keep_freed_memory
 from ptmq.common.errors import InputError
 from ptmq.common.files import sha256
 from ptmq.common.settings import from_dict
@@ -100,6 +101,7 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     network = load_network(run.backbone, weights)
     method = method_of(run, network)
     images, hashes = open_images(run.backbone, "train", data_dir, run.dataset)
+    keep_freed_memory()
     index = calibration_index(len(images), run)
     weights_sha256, code = sha256(weights), code_sha256(method, run.backbone)
     # The name holds all that the state depends on, so that another run's, or older code's, is never taken up.

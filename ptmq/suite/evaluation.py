@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ptmq.api import load_model
 from ptmq.common import provenance
 from ptmq.common.bits import FP, FULL_PRECISION
+from ptmq.common.device import keep_freed_memory
 from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors, save_tensors, sha256
 from ptmq.data.datasets import open_images
@@ -28,16 +29,23 @@ from ptmq.suite import run_record
 from ptmq.suite.profile import FP32
 from ptmq.training.adaptive_bn import recalibrate, recalibration_batches, recalibration_images
 
-BATCH = 250
+BATCH = 250  # images at most
+BATCH_PIXELS = 2**20  # fewer where they are large: feature maps of a batch fit into less memory
 
 # A line of a run record's results, and which images were classified correctly, (images,) bool.
 Measured = tuple[dict[str, Any], Tensor]
 
 
+def indices(images: Images) -> Sequence[Tensor]:
+    """Which images are evaluated together, a batch each."""
+    height, width = images.batch(torch.tensor([0]))[0].shape[-2:]
+    return torch.arange(len(images)).split(max(1, min(BATCH, BATCH_PIXELS // (height * width))))
+
+
 @torch.no_grad()
 def log_probabilities(network: nn.Module, images: Images, device: torch.device) -> Tensor:
     """What the network gives for every image, (images, classes), on the CPU."""
-    batches = (images.batch(index)[0].to(device) for index in torch.arange(len(images)).split(BATCH))
+    batches = (images.batch(index)[0].to(device) for index in indices(images))
     return torch.cat([network(x).log_softmax(1).cpu() for x in batches])
 
 
@@ -57,7 +65,7 @@ def score(
     """
     right = {key: torch.empty(len(images), dtype=torch.bool) for key in switches}
     divergence = dict.fromkeys(switches, 0.0)
-    for index in torch.arange(len(images)).split(BATCH):
+    for index in indices(images):
         x, y = images.batch(index)
         x, y = x.to(device).contiguous(memory_format=memory_format(x)), y.to(device)
         reference = fp[index].to(device)
@@ -148,6 +156,7 @@ def evaluate_fp(
     network = load_network(backbone, weights).to(device)
     dataset = dataset or get_backbone(backbone).dataset
     images, hashes = open_images(backbone, split, data_dir, dataset)
+    keep_freed_memory()
     fp = of_the_classes(images, log_probabilities(network, images, device))
     if fp_outputs:
         save_outputs(fp_outputs, fp, backbone, split)
@@ -197,6 +206,7 @@ def evaluate_model(
     backbone = info["run"]["backbone"]
     info["code_sha256"] = code_of_record(info["code_sha256"], info["run"]["method"])
     images, hashes = open_images(backbone, split, data_dir, info["run"]["dataset"])
+    keep_freed_memory()
     model.to(device)
     if fp_outputs is None and info["cost"].get("labels"):
         raise InputError(

@@ -87,7 +87,7 @@ def read_profile(path: Path) -> dict[str, Any]:
 
 
 def validate(profile: Mapping[str, Any]) -> dict[str, Any]:
-    """Check a profile against the JSON schema and fill in defaults. Raises InputError, one sentence a mistake."""
+    """Check a profile against the JSON schema. Raises InputError, one sentence a mistake."""
     checked: dict[str, Any] = _typed(profile)
     try:
         import jsonschema

@@ -21,7 +21,6 @@ from ptmq.training.augmentation import augmented
 from ptmq.training.model import TrainableModel
 
 BN_BATCH, BN_BATCHES = 128, 100  # of training images that statistics are re-estimated on
-OBSERVED = 8  # activations kept at a time while step sizes are searched
 
 
 class AdaptiveBNModel(TrainableModel):
@@ -61,10 +60,9 @@ class AdaptiveBNModel(TrainableModel):
         for layer in self.layers:
             layer.search_step_sizes(search)
         self.set_bits(FP, FP)
-        for start in range(0, len(self.quantizers), OBSERVED):
-            _, seen = observe(self, images, batch_size, self.quantizers[start : start + OBSERVED])
-            for quantizer, values in seen.items():
-                quantizer.search_step_sizes(values, search)
+        _, seen = observe(self, images, batch_size, self.quantizers)
+        for quantizer, histogram in seen.items():
+            quantizer.search_in(histogram, search)
 
 
 @torch.no_grad()

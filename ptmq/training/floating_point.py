@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ptmq.common.device import keep_freed_memory
 from ptmq.common.errors import InputError
 from ptmq.common.files import save_tensors
 from ptmq.common.progress import Bar
@@ -40,6 +41,7 @@ def train_backbone(
         raise InputError(f"backbone {backbone!r} has public weights. Get them: python -m ptmq weights.")
     entry = get_backbone(backbone)
     images, hashes = open_images(backbone, "train", data_dir)
+    keep_freed_memory()
     with torch.random.fork_rng():  # torch initialises layers from its global generator
         torch.manual_seed(seed)
         network = entry.network()

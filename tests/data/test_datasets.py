@@ -35,9 +35,26 @@ def write_cifar(folder, content=b"not CIFAR-10"):
         path.write_bytes(content)
 
 
-def test_offline_data_must_be_there(tmp_path):
-    with pytest.raises(InputError, match="dataset 'cifar10' is not complete in .* and offline is true"):
-        datasets.fetch("cifar10", tmp_path, offline=True)
+@pytest.mark.parametrize("get", [
+    lambda root: datasets.fetch("cifar10", root, offline=True),
+    lambda root: datasets.open_images("resnet20", "test", str(root)),  # nobody said offline: a computation never downloads
+])  # fmt: skip
+def test_what_is_absent_and_not_downloaded_is_said_with_both_ways_out(tmp_path, get):
+    with pytest.raises(
+        InputError, match="'cifar10' is not complete in .*Point data_dir .* or have it downloaded: "
+    ) as told:
+        get(tmp_path)
+    assert "offline is" not in str(told.value)
+
+
+def test_a_failed_download_says_how_to_give_the_files(tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", no_network)
+    said = "could not be downloaded: Name or service not known. Point data_dir .* to a folder that holds"
+    with pytest.raises(InputError, match=said):
+        datasets.fetch("cifar10", tmp_path)
 
 
 def test_data_with_another_hash_is_refused(tmp_path):
@@ -107,6 +124,7 @@ def test_pixels_are_scaled_and_normalised_whatever_their_type():
 
 def test_images_come_with_the_hashes_and_the_augmentation_of_their_dataset():
     images, hashes = datasets.open_images("digits_resnet", "train", None)
-    assert images.augmentation == datasets.DATASETS["digits"].augmentation and hashes == {}
+    assert images.augmentation == datasets.DATASETS["digits"].augmentation
+    assert hashes == datasets.fetch("digits", ROOT) and set(hashes) == {"digits"}
     same, _ = datasets.open_images("digits_resnet", "train", None, "digits")
     assert torch.equal(images.images, same.images)

@@ -9,10 +9,12 @@ import zipfile
 
 import pandas as pd
 import pytest
-from conftest import QUICK, ROOT, copy_of_results, snakemake
+
+from tests.projects import QUICK, copy_of_results, snakemake
+from tests.toys import ROOT
 
 GUIDE = (ROOT / "docs" / "add_a_baseline.md").read_text()
-WITH_IT = QUICK.removesuffix("}") + ", absolute_error: {settings: {steps: 40}}}"
+WITH_IT = QUICK.removesuffix("}") + ", absolute_error: {settings: {iterations: 40}}}"
 
 
 def blocks(language: str) -> list[str]:
@@ -20,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 
 FILE, LINE, ENTRY_POINT = blocks("python")[0], blocks("yaml")[0], blocks("toml")[0]
-RULE, PLUG_IN_RULE = re.findall(r"```\n(use rule.*?)```", GUIDE, re.DOTALL)
+(RULE,) = re.findall(r"```\n(use rule.*?)```", GUIDE, re.DOTALL)
 
 
 def append(path, text):
@@ -72,14 +74,14 @@ def test_the_guide_adds_a_row(folder):
     assert "rule train" not in done.stderr and "rule ptmq" not in done.stderr, "only what is new is computed"
     table = (folder / "results/digits/tables/accuracy.md").read_text()
     assert re.search(r"\| digits_resnet \| absolute_error \| default \| \d+\.\d\d \| \d+\.\d\d \|", table), table
-    assert set(rows(folder).w_bits) == {3, 4} and set(rows(folder).protocol_steps) == {40}
+    assert set(rows(folder).w_bits) == {3, 4} and set(rows(folder).protocol_iterations) == {40}
 
 
 def test_a_method_of_another_package_adds_a_row(folder, tmp_path):
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel(tmp_path)]
     subprocess.run(install, check=True, capture_output=True)
-    append(folder / "workflow/rules/quantize.smk", PLUG_IN_RULE)
+    append(folder / "workflow/rules/quantize.smk", RULE)
     configure(folder)
     path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = snakemake(folder, "all", "--config", WITH_IT, PYTHONPATH=path)

@@ -1,5 +1,7 @@
 """Networks of torchvision and timm, as they are: converted by themselves, equal in floating point, learned."""
 
+from fnmatch import fnmatch
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,12 @@ from ptmq.reconstruction.settings import Execution
 
 W4 = BitWidth(4, 4)
 ITERATIONS = 20
-# what is left in floating point, beside what no network quantizes (biases, norms, and what acts element by element)
+SIDE = 96  # of images, in pixels, where a network takes them
+# Networks that take one size, as an option of theirs, by the kind of their name: what is small and fits their windows.
+SIZES = {
+    "vit_b_16": {"image_size": 64}, "maxvit_t": {}, "deit3_small_*": {"img_size": 64}, "beit_base_*": {"img_size": 64},
+    "mixer_s16_*": {"img_size": 64}, "swin_tiny_*": {"img_size": 112}, "swinv2_tiny_*": {"img_size": 128}, "levit_128s": {},
+}  # fmt: skip
 NETWORKS = [
     *(f"torchvision/{name}" for name in (
         "resnet18", "resnet50", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf",
@@ -24,30 +31,36 @@ NETWORKS = [
         "mobilenetv3_small_100", "efficientnet_b0", "tf_efficientnet_lite0", "convnext_atto", "repvgg_a0",
         "deit3_small_patch16_224", "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "mixer_s16_224",
         "levit_128s", "beit_base_patch16_224", "lcnet_050",
-        # other kinds of operation
-        "resnetv2_50x1_bit", "nfnet_l0", "coat_tiny", "cait_xxs24_224", "xcit_nano_12_p8_224", "eva02_tiny_patch14_224",
-        "ghostnet_050", "mobilenetv4_conv_small", "fastvit_t8", "sequencer2d_s", "hrnet_w18_small", "halonet26t",
     )),
 ]  # fmt: skip
+OTHERS = [  # other kinds of operation, at their own size, where --all-networks asks for them
+    f"timm/{name}" for name in (
+        "resnetv2_50x1_bit", "nfnet_l0", "coat_tiny", "cait_xxs24_224", "xcit_nano_12_p8_224", "eva02_tiny_patch14_224",
+        "ghostnet_050", "mobilenetv4_conv_small", "fastvit_t8", "sequencer2d_s", "hrnet_w18_small", "halonet26t",
+    )
+]  # fmt: skip
+# what is left in floating point, beside what no network quantizes (biases, norms, and what acts element by element)
 LEFT = {"sequencer2d_s": ["*.weight_ih_l0*", "*.weight_hh_l0*", "*.bias_ih_l0*", "*.bias_hh_l0*"]}
 
 
 def named(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     """A network with random weights and norms that are worth folding, and the shape of its images."""
-    library, name = name.split("/")
+    library, kind = name.split("/")
+    own_size: dict | None = {} if name in OTHERS else next((o for k, o in SIZES.items() if fnmatch(kind, k)), None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if library == "timm":
             import timm
 
-            network = timm.create_model(name).eval()
-            shape = network.pretrained_cfg["input_size"]
+            network = timm.create_model(kind, **(own_size or {})).eval()
+            side = network.pretrained_cfg["input_size"][-1]
         else:
             import torchvision
 
-            options = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
-            network = torchvision.models.get_model(name, weights=None, **options).eval()
-            shape = (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
+            options = {"init_weights": False} if kind in ("inception_v3", "googlenet") else own_size or {}
+            network = torchvision.models.get_model(kind, weights=None, **options).eval()
+            side = 224
+        side = SIDE if own_size is None else next(iter(own_size.values()), side)
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm) and module.weight is not None:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -59,11 +72,13 @@ def named(name: str) -> tuple[nn.Module, tuple[int, ...]]:
         for parameter in network.parameters():
             if parameter.dim() > 1 and not parameter.any():  # a head that starts from 0 would hide what is before it
                 nn.init.normal_(parameter, std=0.02)
-    return network, shape
+    return network, (3, side, side)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_it_is_converted_equal_and_learned(name):
+@pytest.mark.parametrize("name", [*NETWORKS, *OTHERS])
+def test_it_is_converted_equal_and_learned(name, request):
+    if name in OTHERS and not request.config.getoption("--all-networks"):
+        pytest.skip("--all-networks")
     network, shape = named(name)
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     spec = QuantizationSpec(None, [W4], keep_fp=LEFT.get(name.split("/")[1], ()))

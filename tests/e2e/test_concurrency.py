@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,42 +9,41 @@ import time
 import urllib.request
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from conftest import ROOT, copy_of_the_project, snakemake
-from test_report import add, log, record, script
 
 from ptmq.common.files import write_json
+from tests.projects import copy_of_the_project, snakemake
+from tests.records import Results, record
+from tests.toys import ROOT
 
 JOBS, RECORDS, TIMES = 8, 6, 40
 
 
-def job(number: int, root) -> None:
+def job(number: int, results: Results) -> None:
     """One job of eight: it writes its records again and again, each time with another content."""
     for time_ in range(TIMES):
         for seed in range(RECORDS):
-            body = record("ptmq", "multi", seed, {"W3A3": 80.0 + time_ / 100, "W8A8": 91.0})
-            body["run"]["variant"] = f"job{number}"
+            body = record("ptmq", {"W3A3": 80.0 + time_ / 100, "W8A8": 91.0}, seed, run={"variant": f"job{number}"})
             body["padding"] = ["x" * 100] * (100 + time_)  # takes some time to write
-            write_json(root / f"records/toy/ptmq/job{number}/multi/seed{seed}.json", body)
+            write_json(results.path("ptmq", seed, variant=f"job{number}"), body)
 
 
 def test_eight_jobs_write_while_one_collects(tmp_path):
+    results = Results(tmp_path)
     context = multiprocessing.get_context("fork")
-    jobs = [context.Process(target=job, args=(number, tmp_path)) for number in range(JOBS)]
-    names = [f"toy/ptmq/job{number}/multi/seed{seed}:W3A3,W8A8" for number in range(JOBS) for seed in range(RECORDS)]
+    jobs = [context.Process(target=job, args=(number, results)) for number in range(JOBS)]
+    results.names = [
+        f"toy/ptmq/job{number}/multi/seed{seed}:W3A3,W8A8" for number in range(JOBS) for seed in range(RECORDS)
+    ]
     for each in jobs:
         each.start()
     collected = 0
     while any(each.is_alive() for each in jobs) or not collected:
-        done = script("collect", "--root", tmp_path, "--out", tmp_path / "runs.csv", "--partial", *names)
-        assert done.returncode == 0, done.stderr
-        runs = pd.read_csv(tmp_path / "runs.csv")
+        runs = results.collect("--partial")
         assert len(runs) == 2 * JOBS * RECORDS and runs[runs.status == "done"].top1.notna().all()
         collected += 1
     assert all(each.exitcode == 0 for each in jobs)
-    assert script("collect", "--root", tmp_path, "--out", tmp_path / "runs.csv", *names).returncode == 0
-    runs = pd.read_csv(tmp_path / "runs.csv")
+    runs = results.collect()
     assert runs[runs.w_bits == 3].top1.eq(80.0 + (TIMES - 1) / 100).all(), "the last writing of every record"
     assert not list(tmp_path.rglob(".*.json.*")), "temporary files"
 
@@ -56,7 +54,7 @@ def test_two_runs_of_one_calibration_at_once_give_the_result_of_one(tmp_path):
     train = [*python, "train", "--backbone", "digits_resnet", "--set", "epochs=1", "--out", str(weights)]
     subprocess.run(train, cwd=ROOT, check=True, capture_output=True)
     quantize = [*python, "quantize", "--profile", "workflow/config/digits.yaml", "--backbone", "digits_resnet",
-                "--method", "ptmq", "--set", "steps=20", "--weights", str(weights), "--out"]  # fmt: skip
+                "--method", "ptmq", "--set", "iterations=20", "--weights", str(weights), "--out"]  # fmt: skip
     folders = [tmp_path / "alone", tmp_path / "both", tmp_path / "both"]
     running = [subprocess.Popen([*quantize, str(folder)], cwd=ROOT, stderr=subprocess.PIPE) for folder in folders]
     for process in running:
@@ -104,20 +102,20 @@ def server(tmp_path):
         process.terminate()
 
 
-def test_a_tracking_server_takes_everything_once(server, tmp_path):
+def test_a_tracking_server_takes_everything_once(server, tmp_path, capsys):
     import mlflow
 
-    root = tmp_path / "results"
-    root.mkdir()
-    add(root, record("fp32", "W32A32", 0, {"W32A32": 92.0}), "W32A32")
+    results = Results(tmp_path / "results")
+    results.add(record("fp32", {"W32A32": 92.0}, label="W32A32"))
     for seed in (0, 1):
-        add(root, record("ptmq", "multi", seed, {"W3A3": 80.0 + seed, "W8A8": 91.0}), "W3A3,W8A8")
-    (root / "runs.csv").write_text("a\n")
+        results.add(record("ptmq", {"W3A3": 80.0 + seed, "W8A8": 91.0}, seed))
+    results.collect()
     for expected in ("3 new of 3", "0 new of 3", "0 new of 3"):
-        done = log(root, server)
-        assert done.returncode == 0 and expected in done.stdout, done.stderr
-    add(root, record("qdrop", "W3A3", 0, {"W3A3": 82.0}), "W3A3")
-    assert "1 new of 4" in log(root, server).stdout
+        results.log(server)
+        assert expected in capsys.readouterr().out
+    results.add(record("qdrop", {"W3A3": 82.0}, label="W3A3"))
+    results.log(server)
+    assert "1 new of 4" in capsys.readouterr().out
     client = mlflow.MlflowClient(server)
     runs = client.search_runs([client.get_experiment_by_name("p").experiment_id])
     assert len(runs) == 4 + 2 and len({run.info.run_name for run in runs}) == 6
@@ -125,4 +123,3 @@ def test_a_tracking_server_takes_everything_once(server, tmp_path):
     assert one.data.metrics["top1_W3A3"] == 81.0
     local = client.download_artifacts(one.info.run_id, "seed1.json", str(tmp_path))
     assert json.loads(Path(local).read_text())["results"][0]["top1"] == 81.0
-    shutil.rmtree(root)

@@ -6,7 +6,6 @@ One kill each; `make crash` runs this file with twenty.
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -14,10 +13,9 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, copy_of_the_project
 
-# What may differ between two runs of the same; the commit, because somebody may edit the code meanwhile.
-TIMES = re.compile("seconds|_ms$|_mb$|^commit$")
+from tests.projects import copy_of_the_project, jsons, without_times
+from tests.toys import ROOT
 
 
 def killed(command, folder, after: float) -> bool:
@@ -47,25 +45,18 @@ def kill_and_end(command, folder, seconds: float, kills: int, recover=None, star
     seconds_of(command, folder)
 
 
-def without_times(content):
-    """What a record says, but for times and memory."""
-    if isinstance(content, dict):
-        return {key: without_times(value) for key, value in content.items() if not TIMES.search(key)}
-    return [without_times(value) for value in content] if isinstance(content, list) else content
-
-
-def jsons(project):
-    """What the workflow wrote of every run, but for MLflow's copies."""
-    folders = [project / "results/digits" / name for name in ("models", "records", "mixed")]
-    return sorted(path.relative_to(project) for folder in folders for path in folder.rglob("*.json"))
-
-
 def seconds_of(command, folder) -> float:
     """How long an undisturbed run takes."""
     start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return time.perf_counter() - start
+
+
+@pytest.fixture
+def kills(request) -> int:
+    """How often each run is killed."""
+    return request.config.getoption("--kills")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +76,7 @@ def quantize(method: str, setting: str, weights, out) -> list[str]:
             "digits_resnet", "--method", method, "--set", setting, "--weights", str(weights), "--out", str(out)]  # fmt: skip
 
 
-@pytest.mark.parametrize("method, setting", [("ptmq", "steps=100"), ("multiquant", "epochs=6")])
+@pytest.mark.parametrize("method, setting", [("ptmq", "iterations=100"), ("multiquant", "epochs=6")])
 def test_a_calibration(method, setting, weights, tmp_path, kills):
     seconds = seconds_of(quantize(method, setting, weights, tmp_path / "whole"), ROOT)
     kill_and_end(quantize(method, setting, weights, tmp_path / "killed"), ROOT, seconds, kills)
@@ -106,7 +97,7 @@ def test_a_training(tmp_path, kills):
 def test_the_whole_workflow(tmp_path, kills):
     """With what the README says to type after a crash."""
     command = [sys.executable, "-m", "snakemake", "--cores", "2", "--rerun-incomplete", "all",
-               "--config", "methods={ptmq: {settings: {steps: 20}}}"]  # fmt: skip
+               "--config", "methods={ptmq: {settings: {iterations: 20}}}"]  # fmt: skip
     whole, again = (copy_of_the_project(tmp_path / name) for name in ("whole", "killed"))
     seconds = seconds_of(command, whole)
     unlock = [sys.executable, "-m", "snakemake", "--unlock"]

@@ -19,10 +19,10 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
 import pytest
-from conftest import copy_of_the_project
-from test_crash import jsons, without_times
 
-STEPS = "methods={ptmq: {settings: {steps: 10}}}"
+from tests.projects import copy_of_the_project, jsons, without_times
+
+STEPS = "methods={ptmq: {settings: {iterations: 10}}}"
 BUCKET, PREFIX = "my-bucket", "ptmq/"  # as in the profile
 KEYS = {"SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "a", "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "b"}
 

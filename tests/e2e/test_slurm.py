@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import copy_of_the_project
-from test_crash import jsons, without_times
+
+from tests.projects import copy_of_the_project, jsons, without_times
 
 DEADLINE = 900  # seconds for each half
 SYSTEM = Path("/etc/slurm/slurm.conf")  # jobs start with a clean environment and look nowhere else
@@ -45,7 +45,7 @@ NodeName=node1 NodeAddr=127.0.0.1 NodeHostname={host} Port={port1} CPUs=1 RealMe
 NodeName=node2 NodeAddr=127.0.0.1 NodeHostname={host} Port={port2} CPUs=1 RealMemory=4000
 PartitionName=main Nodes=node1,node2 Default=YES MaxTime=INFINITE State=UP
 """
-STEPS = "methods={ptmq: {settings: {steps: 300}}}"
+STEPS = "methods={ptmq: {settings: {iterations: 300}}}"
 OPTIONS = ["all", "--config", STEPS, "seeds=[0,1]"]
 
 

@@ -63,7 +63,7 @@ def test_everything_but_the_runs_is_made_again_from_the_records_alone(project, t
 
 
 @pytest.mark.parametrize("target, message", [
-    ("data.json", "dataset 'cifar10' is not complete in 'none/cifar-10-batches-py' and offline is true. Point data_dir"),
+    ("data.json", "dataset 'cifar10' is not complete in 'none/cifar-10-batches-py'. Point data_dir"),
     ("weights/resnet20.safetensors", "weights 'resnet20-12fca82f.th' are not in 'none' and offline is true. Point weights_dir"),
 ])  # fmt: skip
 def test_what_is_absent_offline_is_one_sentence(project, target, message):

@@ -115,7 +115,7 @@ def test_nothing_is_written_down_that_is_no_case():
 
 
 @pytest.mark.parametrize("change", [
-    {"lr_rounding": 0.11}, {"lr_step_size": 0.0022}, {"keep": 0.45}, {"beta_start": 4.0, "regularizer": 0.05},
+    {"lr_rounding": 0.14}, {"lr_step_size": 0.0022}, {"keep": 0.45}, {"beta_start": 4.0, "regularizer": 0.05},
     {"warmup": 0.9, "regularizer": 0.05}, {"batch_size": 9}, {"iterations": 8}, {"step_size_images": 16},
     {"initial_v": "zero"},
 ])  # fmt: skip

@@ -34,7 +34,7 @@ def test_every_reading_learns_something_of_its_own(images):
 
 @pytest.mark.parametrize("changes", [
     {"lambdas": [0.2, 0.3, 0.5]}, {"gammas": [1, 1, 0], "gd": "figure1"}, {"gd": "figure1", "gd_detach": False},
-    {"initial_v": "zero"}, {"keep": 1.0}, {"lr_step_size": 1e-2},
+    {"initial_v": "zero"}, {"keep": 1.0}, {"lr_step_size": 2e-2}, {"lr_step_size_relative": False},
 ])  # fmt: skip
 def test_every_setting_changes_what_is_learned(images, changes):
     plain = {"gd": changes["gd"]} if "gd" in changes else {}
@@ -85,7 +85,7 @@ def test_weights_and_their_step_sizes_are_frozen(images):
     ({"warmup": 1.0}, "warmup must be in \\[0, 1\\). Got 1.0."),
     ({"keep": 1.5}, "keep must be a probability in \\[0, 1\\]. Got 1.5."),
     ({"edge_bits": 1}, "edge_bits must be 2..8. Got 1."),
-    ({"step_size_search": "mse"}, "step_size_search 'mse' is unknown. Known: minmax, shift, shrink."),
+    ({"step_size_search": "mse"}, "step_size_search 'mse' is unknown. Known: brecq, minmax, shift, shrink."),
     ({"beta_start": 1.0, "beta_end": 2.0}, "beta_start, beta_end must be falling and positive"),
 ])  # fmt: skip
 def test_bad_settings_are_one_sentence(settings, message):

@@ -17,9 +17,9 @@ def rows(x: torch.Tensor, per_channel: bool) -> torch.Tensor:
 @pytest.mark.parametrize(
     "case", BRECQ["cases"], ids=lambda c: f"{c['name']}-{c['n_bits']}-{c['channel_wise']}-{c['scale_method']}"
 )
-def test_shrink_and_minmax_match_brecq(case):
+def test_brecq_and_minmax_match_brecq(case):
     x = torch.tensor(BRECQ["inputs"][case["name"]])
-    search = step_size.shrink if case["scale_method"] == "mse" else step_size.minmax
+    search = step_size.brecq if case["scale_method"] == "mse" else step_size.minmax
     step, zero = search(rows(x, case["channel_wise"]), case["n_bits"])
     torch.testing.assert_close(step, torch.tensor(case["delta"]).reshape(-1), atol=1e-6, rtol=0)
     torch.testing.assert_close(zero, torch.tensor(case["zero_point"], dtype=torch.float32).reshape(-1))
@@ -52,7 +52,7 @@ def test_search_is_not_worse_than_minmax(search, bits):
 def test_histogram_finds_the_step_of_the_whole_tensor(bits):
     x = torch.randn(4 * step_size.BINS, generator=torch.Generator().manual_seed(0)).relu()
     exact = step_size.grid_error(x[None], None, *step_size.shrink(x[None], bits), bits)
-    values, count = step_size.histogram(x)
+    values, count = step_size.Histogram.of(x).rows()
     assert values.numel() < x.numel() / 2 and count.sum() == x.numel()
     assert values.amin() == x.amin() and values.amax() == x.amax()
     binned = step_size.grid_error(x[None], None, *step_size.shrink(values, bits, count), bits)

@@ -8,7 +8,7 @@ import pytest
 import style
 
 from ptmq.methods.interface import discover
-from tests.records import BOTH, drawn, figures, frontier_record, record, script
+from tests.records import BOTH, drawn, figures, frontier_record, on_dataset, record, script
 
 
 def panels(results, name: str, *options: str) -> dict:
@@ -145,6 +145,21 @@ def test_the_same_data_gives_the_same_files(results):
         made.append({path.name: path.read_bytes() for path in (results.root / folder).iterdir()})
     assert made[0] == made[1] and set(made[0]) == {f"accuracy.{extension}" for extension in ("pdf", "svg", "png")}
     assert not plt.get_fignums(), "no figure is left open"
+
+
+@pytest.mark.parametrize("name", ["accuracy", "cost"])
+def test_figures_of_images_that_nobody_else_has_say_so(results, name):
+    notes = []
+    for dataset in ("digits", "imagenet_subset"):
+        (axes, *_) = panels(on_dataset(results, dataset), name).values()
+        notes.append(axes.figure.get_label())
+    assert notes[0] == "" and notes[1].startswith("not reproducible by others")
+
+
+def test_a_note_stands_above_the_figure(tmp_path):
+    figure = plt.figure()
+    style.save(figure, tmp_path / "noted", "not reproducible")
+    assert figure.get_suptitle() == "Not reproducible"
 
 
 def test_no_two_methods_look_alike():

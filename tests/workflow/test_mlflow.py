@@ -5,21 +5,7 @@ import shutil
 
 import pytest
 
-from tests.records import Results, frontier_record, script
-
-
-def log(results: Results, uri: str) -> None:
-    """Log all records below a parent `accuracy`, and those in mixed/ below a parent `frontier`."""
-    records, mixed = (
-        sorted(path.relative_to(results.root).as_posix() for path in results.root.glob(f"{folder}/**/*.json"))
-        for folder in ("records", "mixed")
-    )
-    parents = {
-        "accuracy": {"artifacts": ["runs.csv"], "records": records},
-        "frontier": {"artifacts": [], "records": mixed},
-    }
-    script("log_mlflow", "--root", results.root, "--uri", uri, "--experiment", "p",
-           "--out", results.root / "mlflow.json", given=json.dumps(parents))  # fmt: skip
+from tests.records import Results, frontier_record
 
 
 @pytest.fixture
@@ -41,7 +27,7 @@ def test_records_are_logged_once_with_what_they_measured(complete, capsys, tmp_p
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for expected in ("6 new of 6", "0 new of 6"):
-        log(complete, uri)
+        complete.log(uri)
         assert expected in capsys.readouterr().out
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("p").experiment_id
@@ -71,15 +57,15 @@ def test_records_are_logged_once_with_what_they_measured(complete, capsys, tmp_p
     changed = json.loads(complete.path("qdrop", label="W3A3").read_text())
     changed["results"][0]["top1"] = 83.0
     complete.path("qdrop", label="W3A3").write_text(json.dumps(changed))
-    log(complete, uri)
+    complete.log(uri)
     assert "1 new of 6" in capsys.readouterr().out, "another content is another record"
     moved = shutil.copytree(complete.root, tmp_path / "moved")
     complete.root = moved
-    log(complete, uri)
+    complete.log(uri)
     assert "6 new of 6" in capsys.readouterr().out, "a copy of the results has an experiment of its own"
 
 
 def test_an_unreachable_mlflow_keeps_the_results(complete):
     with pytest.raises(SystemExit, match="cannot be reached: .*The results are kept; run again later."):
-        log(complete, "http://127.0.0.1:9")  # the discard port: nobody answers
+        complete.log("http://127.0.0.1:9")  # the discard port: nobody answers
     assert (complete.root / "runs.csv").exists() and not (complete.root / "mlflow.json").exists()

@@ -1,6 +1,8 @@
 """The pages say what the published results say, and what they tell a reader to type exists."""
 
+import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -243,3 +245,29 @@ def test_every_run_counts_once_in_the_hours(profile):
         for record in records
     )
     assert float(pages.hours(pages.Published(PUBLISHED), profile)) == pytest.approx(seconds / 3600, abs=0.51)
+
+
+# ---------------------------------------------------------------- the card of the subset
+SUBSET = Path(os.environ.get("PTMQ_DATA_DIR", ROOT / "data")) / "imagenet_subset"
+
+
+def card(part: str) -> list[str]:
+    """The hashes that docs/data.md gives for a part of the subset: of its list, and of its content."""
+    (row,) = (row for row in tables((ROOT / "docs/data.md").read_text()) if row[0] == f"`{part}`" and len(row) == 5)
+    return [cell.strip("`") for cell in row[-2:]]
+
+
+def test_the_card_of_the_subset_has_the_hashes_of_the_published_records():
+    records = sorted((PUBLISHED / "imagenet_subset/records").rglob("seed*.json"))
+    found = {tuple(json.loads(path.read_text())["sha256"]["data"].items()) for path in records}
+    listed = {f"imagenet_subset/{part}": card(part)[0] for part in ("train", "val")}
+    assert records and found == {tuple(listed.items())}
+
+
+@pytest.mark.skipif(not SUBSET.exists(), reason="the subset of ImageNet is not in PTMQ_DATA_DIR")
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_the_card_of_the_subset_has_the_hashes_of_its_files(part):
+    from ptmq.data.datasets import fetch
+
+    lines = hashlib.sha256((SUBSET / f"{part}.txt").read_bytes()).hexdigest()
+    assert card(part) == [lines, fetch("imagenet_subset", SUBSET.parent)[f"imagenet_subset/{part}"]]

@@ -86,6 +86,13 @@ def test_an_unknown_comparison_is_a_sentence():
         plan_of(cifar10(compare="cifar11"))
 
 
+def test_published_rows_of_the_same_name_are_compared_by_default():
+    profile = cifar10()
+    del profile["compare"]
+    assert plan_of(profile).published == plan_of(validate(profile)).published == f"{PUBLISHED}/cifar10"
+    assert plan_of(profile | {"profile": "mine"}).published is None
+
+
 def test_a_profile_that_is_not_published_computes_itself():
     profile = read_profile(ROOT / "workflow/config/digits.yaml")
     plan = plan_of(profile, "results/digits")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from tables import write
 
-from tests.records import BOTH, FP, Results, record, script
+from tests.records import BOTH, FP, Results, on_dataset, record, script
 from tests.toys import ROOT
 
 
@@ -171,6 +171,20 @@ def test_a_network_is_a_table_with_a_caption_and_a_label(two_networks):
     text = (two_networks / "accuracy.tex").read_text()
     assert text.count(r"\begin{table}") == 2
     assert r"\caption{accuracy, toy\_2}" in text and r"\label{tab:accuracy-toy-2}" in text
+
+
+def test_results_on_images_that_nobody_else_has_say_so(results):
+    """In the captions of LaTeX, above the tables of the others; results on other datasets say nothing."""
+
+    def made() -> dict[str, str]:
+        results.table()
+        return {kind: (results.root / f"tables/accuracy.{kind}").read_text() for kind in ("md", "html", "tex")}
+
+    assert not [kind for kind, text in made().items() if "reproducible" in text]
+    on_dataset(results, "imagenet_subset")
+    texts, said = made(), "ot reproducible by others: its images are not published"
+    assert texts["md"].startswith(f"*N{said}.*\n\n|") and f"<p>N{said}.</p>" in texts["html"]
+    assert rf"\caption{{accuracy, toy (n{said})}}" in texts["tex"]
 
 
 def test_wide_tables_are_scaled_to_the_text(tmp_path):

@@ -71,7 +71,9 @@ def test_a_published_accuracy_is_reached_as_publications_reach_each_others(publi
                   for source in ("qdrop", "mqbench"))  # fmt: skip
     differences = [abs(one[b][width] - other[b][width]) for b in other for width in set(one[b]) & set(other[b])]
     assert len(differences) == 12
-    assert published["accuracy_tolerance"]["points"] == pytest.approx(statistics.median(differences), abs=0.006)
+    points = published["accuracy_tolerance"]["points"]
+    assert points == pytest.approx(statistics.median(differences), abs=0.006)
+    assert f"is reached within {points:g} points" in (ROOT / "docs/statistics.md").read_text()
 
 
 # ---------------------------------------------------------------- tables of runs

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate as fill_in_defaults
 
 PROJECT = Path(workflow.current_basedir).parent.parent
 SCRIPTS = PROJECT / "workflow/scripts"
@@ -25,12 +26,13 @@ from plan import ABLATIONS, FP_RUN, Plan, outputs_of
 from ptmq.common.errors import InputError
 from ptmq.common.provenance import code_sha256, file_of_method
 from ptmq.models.backbone import find_backbone
-from ptmq.suite.profile import FP32, validate
+from ptmq.suite.profile import FP32, SCHEMA, validate
 
 PUBLISHED = os.path.relpath(PROJECT / "results/published")
 try:
     PROFILE = validate(config)
-    FROM_RECORDS = PROFILE.pop("from_records", False)
+    fill_in_defaults(PROFILE, SCHEMA)
+    FROM_RECORDS = PROFILE.pop("from_records")
     OUT = f"results/{PROFILE['profile']}"
     PLAN = Plan(PROFILE, OUT, PUBLISHED, FROM_RECORDS)
 except InputError as error:
@@ -70,8 +72,8 @@ if not FROM_RECORDS:
 # of it runs nothing again.
 folders = {"PTMQ_DATA_DIR": PROFILE.get("data_dir"), "PTMQ_WEIGHTS_DIR": PROFILE.get("weights_dir")}
 os.environ.update({name: str(folder) for name, folder in folders.items() if folder})
-os.environ.update(PTMQ_FETCH="--offline" if PROFILE.get("offline") else "")
-DEVICE, THREADS = PROFILE.get("device", "auto"), PROFILE.get("threads", 1)
+os.environ.update(PTMQ_FETCH="--offline" if PROFILE["offline"] else "")
+DEVICE, THREADS = PROFILE["device"], PROFILE["threads"]
 if FROM_RECORDS and not any(map(os.path.exists, PLAN.records)):
     raise WorkflowError(f"from_records is true, but {OUT}/records has no record of a run of the profile. Leave it out.")
 TRAINED = [b for b in PROFILE["backbones"] if (entry := find_backbone(b)) and entry.training]
@@ -145,12 +147,6 @@ def inside_results(parents):
         name: {kind: [os.path.relpath(path, OUT) for path in paths] for kind, paths in files.items()}
         for name, files in parents.items()
     }
-
-
-def option(name):
-    """`--name value` for a value that the profile may leave out."""
-    value = PROFILE.get(name)
-    return f"--{name} {shlex.quote(str(value))}" if value is not None else ""
 
 
 def check_rules():

@@ -21,7 +21,7 @@ rule fp32:
         gpu=on_gpu(),
     params:
         code=code_of("ptmq.suite.evaluation"),
-        options=f"{option('split')} --device {DEVICE}",
+        options=f"--split {PROFILE['split']} --device {DEVICE}",
         images=f"--images {shlex.quote(PROFILE['dataset'])}",
         entry=registry_entry,
     shell:
@@ -51,7 +51,7 @@ rule evaluate:
     params:
         code=code_of("ptmq.suite.evaluation"),
         folder=lambda wildcards, input: os.path.dirname(input.model),
-        options=f"{option('split')} --device {DEVICE}",
+        options=f"--split {PROFILE['split']} --device {DEVICE}",
     shell:
         logged(
             "python -m ptmq evaluate --model {params.folder} --fp-outputs {input.fp} {params.options}"
@@ -80,7 +80,7 @@ rule mixed:
     params:
         code=code_of("ptmq.suite.frontier"),
         folder=lambda wildcards, input: os.path.dirname(input.model),
-        options=f"{option('split')} --device {DEVICE}",
+        options=f"--split {PROFILE['split']} --device {DEVICE}",
     shell:
         logged(
             "python -m ptmq mixed --model {params.folder} --weights {input.weights} --fp-outputs {input.fp}"

@@ -17,7 +17,7 @@ from collect import KEYS, NAME, rows_of_record
 from intervals import Estimate
 from paired import Missing, Runs
 from style import save
-from tables import mean_sd, with_width, write
+from tables import mean_sd, note_of, with_width, write
 
 SHOWN = 3  # widths whose change is shown, lowest first
 FILLS = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."))  # colour, and hatch for reading in grey
@@ -96,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables = pd.concat(
         [table_of(runs[runs.backbone == b], list(missing[missing.backbone == b].variant)) for b in backbones]
     )
-    write(tables, args.root / "tables" / f"ablation_{args.name}")
+    note = note_of(runs.dataset)
+    write(tables, args.root / "tables" / f"ablation_{args.name}", note=note)
     height = max(2.5, 0.55 * runs.variant.nunique())
     figure, panels = plt.subplots(
         1, len(backbones), figsize=(7 * len(backbones), height), squeeze=False, layout="constrained"
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mine = runs[runs.backbone == backbone]
         draw(axes, mine)
         axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images")
-    save(figure, args.root / "figures" / f"ablation_{args.name}")
+    save(figure, args.root / "figures" / f"ablation_{args.name}", note)
 
 
 if __name__ == "__main__":

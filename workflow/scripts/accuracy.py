@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import label_of, legend, save, style_of
-from tables import method_order, runs_and_folder
+from tables import method_order, note_of, runs_and_folder
 
 VARIANT_MARKERS = "d<>hp8vs^*PX1234"
 DEPTH = 15  # points below the ceiling that a panel shows at most, but for PTMQ
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw(axes, runs, backbone, in_groups=not beside)
     for axes in panels.flat[len(contents) :]:
         axes.remove()
-    save(figure, out / "accuracy")
+    save(figure, out / "accuracy", note_of(runs.dataset))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import label_of, save, style_of
-from tables import method_order, records_and_folder
+from tables import method_order, note_of, records_and_folder
 
 COLUMNS = ["backbone", "method", "seed", "unit", "width", "before", "after", "h_before", "h_after"]
 SHOWN = 2  # widths of the bit groups, lowest first
@@ -88,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for axis, width in zip(line, sorted(mine.width.unique()), strict=False):
             draw_errors(axis, mine[mine.width == width])
             axis.set_title(f"{backbone}, {width}")
-    save(figure, out / "blocks")
+    note = note_of(record["run"].get("dataset") for record in records)
+    save(figure, out / "blocks", note)
     learned = rows[rows.h_after.notna() & (rows.method == "ptmq")]
     backbones = list(learned.backbone.unique())
     count = max(1, len(backbones))
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for axis, backbone in zip(axes.flat, backbones, strict=False):
         draw_rounding(axis, learned[learned.backbone == backbone])
         axis.set_title(f"{backbone}, PTMQ")
-    save(figure, out / "rounding")
+    save(figure, out / "rounding", note)
 
 
 if __name__ == "__main__":

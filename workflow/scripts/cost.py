@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import label_of, legend, save, style_of
-from tables import KEYS, cost, method_order, runs_and_folder, with_width
+from tables import KEYS, cost, method_order, note_of, runs_and_folder, with_width
 
 WIDTHS = 2  # of the bit groups, lowest first
 DEPTH = 13  # points below the best that a panel shows at most
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         axis.set_title(f"{backbone}, {width}")
     for axis in axes.flat[len(panels) :]:
         axis.remove()
-    save(figure, out / "cost")
+    save(figure, out / "cost", note_of(runs.dataset))
 
 
 if __name__ == "__main__":

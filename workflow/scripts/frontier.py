@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import save
-from tables import mean_sd, records_and_folder, write
+from tables import mean_sd, note_of, records_and_folder, write
 
 KINDS = {"uniform": ("#56B4E9", "o", "--"), "mixed": ("#D55E00", "s", "-")}
 COLUMNS = {
@@ -88,8 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = points(records)
     means = summary(table)
     (out / "tables").mkdir(parents=True, exist_ok=True)
-    write(as_text(means), out / "tables" / "frontier")
-    write(switching(records), out / "tables" / "switching", by=None)
+    note = note_of(record["run"].get("dataset") for record in records)
+    write(as_text(means), out / "tables" / "frontier", note=note)
+    write(switching(records), out / "tables" / "switching", by=None, note=note)
     backbones = sorted(means.backbone.unique())
     figure, panels = plt.subplots(
         len(backbones),
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for axes, column in zip(row, COLUMNS, strict=True):
             draw(axes, means[means.backbone == backbone], column, mine.fp_top1.iloc[0])
             axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images")
-    save(figure, out / "figures" / "frontier")
+    save(figure, out / "figures" / "frontier", note)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def commands(published: Path) -> list[list[str]]:
             plan = Plan({**read_profile(profile), "compare": "none"}, str(folder), str(published), from_records=True)
             reports = plan.reports()
             found += [reports[name].command_here() for name in plan.wanted()]
+    found.sort(key=lambda command: command[0] != "collect")  # a verdict also reads another profile's runs
     bench = published / "bench"
     if bench.is_dir():
         records = sorted(map(str, bench.glob("records/*/*.json")))

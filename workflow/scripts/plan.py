@@ -82,10 +82,10 @@ class Plan:
         self.profile, self.folder, self.from_records = profile, folder, from_records
         self.name = profile["profile"]
         self.runs = {run.name: run for run in all_runs(profile)}
-        compared = profile.get("compare", "none")
-        self.published = None if compared == "none" else f"{published}/{self._compared(compared, published)}"
-        ablations = f"{published}/{profile['ablations']}/runs.csv" if "ablations" in profile else ""
-        self.ablation_runs = [ablations] if ablations and Path(ablations).exists() else []
+        compared = self._compared(published)
+        self.published = f"{published}/{compared}" if compared else None
+        ablations = Path(published, profile.get("ablations", "none"))
+        self.ablation_runs = [f"{ablations}/runs.csv"] if (ablations / "records").is_dir() else []
         self.ceilings = {backbone: FP_RUN.format(backbone) for backbone in profile["backbones"]}
         self.taken = [name for name in [*self.ceilings.values(), *self.runs] if self._is_published(name)]
         self.planned = self._planned()
@@ -102,12 +102,13 @@ class Plan:
             needed |= {backbone for backbone, name in self.ceilings.items() if name not in self.taken}
         return sorted(self.ceilings[backbone] for backbone in needed) + sorted(runs)
 
-    def _compared(self, name: str, published: str) -> str:
-        """The published profile that is meant: `published` is that of the same name."""
-        there = (
-            sorted(path.name for path in Path(published).iterdir() if path.is_dir()) if Path(published).is_dir() else []
-        )
-        return one_of("compare: published profile", self.name if name == "published" else name, there)
+    def _compared(self, published: str) -> str | None:
+        """The published profile to compare with: `published` is that of the same name, if there is one."""
+        name, folder = self.profile.get("compare", "published"), Path(published)
+        there = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        if name == "published":
+            return self.name if self.name in there else None
+        return None if name == "none" else one_of("compare: published profile", name, there)
 
     def _is_published(self, name: str) -> bool:
         """Whether a run of the profile has a published record with its settings."""

@@ -34,8 +34,10 @@ def label_of(method: str, variant: str = "default") -> str:
     return f"{name} ({told})" if told else name
 
 
-def save(figure, path: Path) -> None:
-    """Write a figure as PDF, SVG and PNG; the same figure gives the same files."""
+def save(figure, path: Path, note: str = "") -> None:
+    """Write a figure, with a note above it, as PDF, SVG and PNG; the same figure gives the same files."""
+    if note:
+        figure.suptitle(note.capitalize())
     path.parent.mkdir(parents=True, exist_ok=True)
     plt.rcParams["svg.hashsalt"] = "ptmq"
     for extension, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):

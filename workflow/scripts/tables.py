@@ -8,7 +8,7 @@ Each is written as CSV, Markdown, LaTeX and HTML.
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ STYLE = """<!doctype html><meta charset="utf-8"><style>
 body { font: 14px sans-serif } table { border-collapse: collapse; margin: 1em }
 th, td { padding: 3px 9px; text-align: left; border-bottom: 1px solid #ddd }
 </style>"""
+NOTES = {"imagenet_subset": "not reproducible by others: its images are not published"}  # by dataset; docs/data.md
 FIRST, LAST = ["fp32", "nearest_minmax", "nearest_mse"], ["ptmq"]  # ceiling, floor, ..., the method of the suite
 
 
@@ -154,8 +155,16 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[keys.index].reset_index(drop=True)
 
 
-def write(table: pd.DataFrame, path: Path, by: str | None = "backbone") -> None:
-    """One table as CSV; as Markdown, LaTeX and HTML in parts, one for each value of `by`, without empty columns."""
+def note_of(datasets: Iterable[object]) -> str:
+    """What a reader has to know of results on these datasets before anything else, if there is something."""
+    return "; ".join(dict.fromkeys(NOTES[name] for name in datasets if name in NOTES))
+
+
+def write(table: pd.DataFrame, path: Path, by: str | None = "backbone", note: str = "") -> None:
+    """One table as CSV; as Markdown, LaTeX and HTML in parts, one for each value of `by`, without empty columns.
+
+    note: stands in the captions of LaTeX, and above the tables of the others.
+    """
     table.to_csv(path.with_suffix(".csv"), index=False)
     text = table.reset_index(drop=True).map(str)
     parts = (
@@ -164,11 +173,13 @@ def write(table: pd.DataFrame, path: Path, by: str | None = "backbone") -> None:
         else {f"{path.stem}, {value}": part for value, part in text.groupby(by, sort=False)}
     )
     parts = {name: part.loc[:, (part != "").any()] for name, part in parts.items()}
-    path.with_suffix(".md").write_text("\n".join(map(_markdown, parts.values())))
-    path.with_suffix(".tex").write_text(NEEDS + "\n".join(_latex(part, name) for name, part in parts.items()))
+    above = [f"*{note.capitalize()}.*\n"] if note else []
+    path.with_suffix(".md").write_text("\n".join([*above, *map(_markdown, parts.values())]))
+    path.with_suffix(".tex").write_text(NEEDS + "\n".join(_latex(part, name, note) for name, part in parts.items()))
     with pd.option_context("display.max_colwidth", None):
         pages = [part.to_html(index=False, border=0) for part in parts.values()]
-    path.with_suffix(".html").write_text("\n".join([STYLE, *pages]) + "\n")
+    above = [f"<p>{note.capitalize()}.</p>"] if note else []
+    path.with_suffix(".html").write_text("\n".join([STYLE, *above, *pages]) + "\n")
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -178,7 +189,7 @@ def _markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _latex(table: pd.DataFrame, name: str) -> str:
+def _latex(table: pd.DataFrame, name: str, note: str) -> str:
     """A table in LaTeX, which a paper can \\input: with booktabs, a caption and a label, no wider than the text."""
     styler = table.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
     columns = "".join(_latex_column(table[column]) for column in table)
@@ -188,7 +199,7 @@ def _latex(table: pd.DataFrame, name: str) -> str:
         hrules=True,
         position="htbp",
         position_float="centering",
-        caption=name.replace("_", r"\_"),
+        caption=name.replace("_", r"\_") + (f" ({note})" if note else ""),
         label=label,
     )
     longest = np.minimum(table.map(len).max(), LONG).sum() if len(table) else 0
@@ -223,7 +234,7 @@ def marked(runs: pd.DataFrame) -> pd.DataFrame:
         ceiling[ceiling.origin == "published"].backbone.isin(ceiling[ceiling.origin == "own"].backbone)
     ]
     names = runs.variant.where(~published, (runs.variant + ", published").replace("default, published", "published"))
-    return runs.assign(variant=names.where(runs.method != "fp32", runs.variant)).drop(index=once)
+    return runs.assign(variant=names).drop(index=once)
 
 
 def runs_and_folder(description: str, argv: Sequence[str] | None) -> tuple[pd.DataFrame, Path]:
@@ -247,9 +258,9 @@ def records_and_folder(description: str, argv: Sequence[str] | None) -> tuple[li
 def main(argv: Sequence[str] | None = None) -> None:
     runs, out = runs_and_folder(__doc__, argv)
     out.mkdir(parents=True, exist_ok=True)
-    write(accuracy(runs), out / "accuracy")
-    write(divergence(runs), out / "divergence")
-    write(given(runs), out / "cost")
+    note = note_of(runs.dataset)
+    for name, table in {"accuracy": accuracy(runs), "divergence": divergence(runs), "cost": given(runs)}.items():
+        write(table, out / name, note=note)
 
 
 if __name__ == "__main__":
