@@ -57,25 +57,29 @@ def difference(nodes: Nodes, layer: GridLayer, frozen: FrozenLayer) -> str:
     """Codes minus zero points, int32, made of what is stored packed."""
     quantizer = layer.quantizer
     if isinstance(quantizer, NestedWeightQuantizer):
-        codes = shifted(nodes, quantizer, frozen.bits)
-    else:
-        codes = unpacked(nodes, frozen)
-    return nodes("Sub", codes, int32(array(frozen.per_channel(frozen.zero))))
+        return nodes("Sub", *shifted(nodes, quantizer, frozen))
+    zero = array(frozen.per_channel(frozen.zero))
+    in_a_byte = zero.min() >= 0 and zero.max() < 2**PARENT_BITS
+    stored = nodes("Cast", zero.astype(np.uint8), to=INT32) if in_a_byte else int32(zero)
+    return nodes("Sub", unpacked(nodes, frozen), stored)
 
 
-def shifted(nodes: Nodes, quantizer: NestedWeightQuantizer, bits: int) -> str:
-    """A nested weight's code at a width, int32: the 8-bit code shifted, as a division, which there is for int32."""
+def shifted(nodes: Nodes, quantizer: NestedWeightQuantizer, frozen: FrozenLayer) -> tuple[str, str]:
+    """A nested weight's code and zero point at a width, int32: those at 8 bits shifted, as divisions."""
+    bits = frozen.bits
     code, shift = nodes("Cast", array(quantizer.code), to=INT32), quantizer.shift(bits)
+    zero = nodes("Cast", array(frozen.per_channel(quantizer.zero_point)), to=INT32)
     if not shift.any():
-        return code
-    divisor, learned = array(2**shift).astype(np.int32), quantizer.learned.tolist()
+        return code, zero
+    exponents = shift if len(shift.unique()) > 1 else shift.flatten()[:1]
+    divisor, learned = array(2**exponents).astype(np.int32), quantizer.learned.tolist()
     if bits in learned:
         plane = array(quantizer.planes[learned.index(bits)])
         code = nodes("Div", code, divisor)
         code = nodes("Add", code, bits_of(nodes, plane[None], quantizer.shape))
     else:
         code = nodes("Div", nodes("Add", code, divisor // 2), divisor)
-    return nodes("Min", code, int32(2**PARENT_BITS // divisor - 1))
+    return nodes("Min", code, int32(2**PARENT_BITS // divisor - 1)), nodes("Div", zero, divisor)
 
 
 def unpacked(nodes: Nodes, frozen: FrozenLayer) -> str:
