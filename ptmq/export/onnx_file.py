@@ -134,7 +134,7 @@ def _proto(
         inputs.append(helper.make_tensor_value_info(BITS, TensorProto.INT64, []))
         switch(outer, list(keys_of(widths)), written, classes)
     else:
-        outer.nodes[-1].output[0] = LOGITS
+        named(outer, written[0][1])
     output = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, classes)
     main = helper.make_graph(outer.nodes, "ptmq", inputs, [output], constants.tensors)
     proto = helper.make_model(main, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="ptmq")
@@ -186,16 +186,23 @@ def switch(outer: Any, keys: Sequence[int], written: Sequence[tuple[Any, str]], 
     def _value(name: str) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(classes))
 
-    rest, name = graph(len(keys) - 1), LOGITS
     if len(keys) == 1:
         outer.nodes += written[0][0].nodes
-        outer.nodes[-1].output[0] = LOGITS
+        named(outer, written[0][1])
         return
+    rest = graph(len(keys) - 1)
     for number in reversed(range(len(keys) - 1)):
         name = LOGITS if number == 0 else f"L{number}"
         node = helper.make_node("If", [conditions[number]], [name], then_branch=graph(number), else_branch=rest)
         rest = helper.make_graph([node], f"from {keys[number]}", [], [_value(name)])
     outer.nodes.append(node)
+
+
+def named(nodes: Any, logits: str) -> None:
+    """Give the logits their name in the file: the last node puts them out."""
+    if nodes.nodes[-1].output[0] != logits:
+        nodes("Identity", logits)
+    nodes.nodes[-1].output[0] = LOGITS
 
 
 def described(metadata: Mapping[str, str]) -> dict[str, Any]:
