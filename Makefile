@@ -56,7 +56,7 @@ $(READY): pyproject.toml
 	  { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up .venv: about 6 GB, a few minutes on the first run"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --upgrade --progress-bar on -e '.[workflow,dev]'
+	$(BIN)/python -m pip install --upgrade --progress-bar on -e '.[workflow,onnx,dev]'
 	@touch $@
 
 clean:

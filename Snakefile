@@ -23,6 +23,7 @@ if not FROM_RECORDS:
     include: "workflow/rules/prepare.smk"
     include: "workflow/rules/quantize.smk"
     include: "workflow/rules/evaluate.smk"
+    include: "workflow/rules/deploy.smk"
     include: "workflow/rules/bench.smk"
 
     check_rules()

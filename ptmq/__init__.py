@@ -1,6 +1,7 @@
 """PTMQ and its baselines: post-training multi-bit quantization of vision networks.
 
-The public face, loaded when it is used: `calibrate` and `convert` a network of your own, `save` and `load` the model.
+The public face, loaded when it is used: `calibrate` and `convert` a network of your own, `save` and `load` the model,
+`export_onnx` it.
 `python -m ptmq --help` is the command line; the workflow in the Snakefile runs everything.
 """
 
@@ -10,6 +11,7 @@ from importlib import import_module
 PUBLIC = {
     "calibrate": "ptmq.api",
     "convert": "ptmq.api",
+    "export_onnx": "ptmq.export.onnx_file",
     "load": "ptmq.api",
     "save": "ptmq.api",
     "BitGroups": "ptmq.common.bits",

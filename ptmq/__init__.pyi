@@ -5,4 +5,5 @@ from ptmq.api import save as save
 from ptmq.common.bits import BitGroups as BitGroups
 from ptmq.common.bits import BitWidth as BitWidth
 from ptmq.common.errors import InputError as InputError
+from ptmq.export.onnx_file import export_onnx as export_onnx
 from ptmq.network.model import MultiBitModel as MultiBitModel

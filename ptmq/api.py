@@ -47,6 +47,7 @@ def calibrate(
     strict: bool = True,
     keep_fp: Sequence[str] = (),
     rules: Mapping[str, Any] | None = None,
+    target: str = "none",
     device: torch.device | str | None = None,
     progress: bool = True,
     calibration_images: int = 1024,
@@ -66,6 +67,7 @@ def calibrate(
     strict: refuse a network of which a weight cannot be quantized and is not named in keep_fp
     keep_fp: names of layers that stay in floating point, with wildcards · rules: what single layers get, by name with
     wildcards, see `ptmq.network.place.QuantizationSpec`
+    target: `onnx` for a model that `export_onnx` shall write so that it runs as integers
     device: where to compute; else where the network is · progress: show a bar
     resume: a file that is written after every block, and continued from if the same calibration was interrupted
     execution: `compile`, `autocast`, `features_in_main_memory`, see `ptmq.reconstruction.settings.Execution`
@@ -94,7 +96,7 @@ def calibrate(
             ResumeFile(Path(resume) if resume else None),
             f"{name} {method}" if progress else "",
             from_dict(Execution, dict(execution or {}), "execution"),
-            {"strict": strict, "keep_fp": keep_fp, "rules": rules or {}},
+            {"strict": strict, "keep_fp": keep_fp, "rules": rules or {}, "target": target},
         )
         model, _ = fit(made, task, name)
     if not isinstance(model, MultiBitModel):
@@ -120,6 +122,7 @@ def convert(
     rules: Mapping[str, Any] | None = None,
     edge_bits: int = 8,
     quantize_softmax: bool = False,
+    target: str = "none",
 ) -> MultiBitModel:
     """The switchable model of `network` with nothing calibrated: at FP (W32A32) it equals the network.
 
@@ -138,6 +141,7 @@ def convert(
         strict=strict,
         keep_fp=keep_fp,
         rules=rules or {},
+        target=target,
     )
     with own_random_state(place, 0), torch.inference_mode(False):
         images = example_for(network, example)
@@ -219,7 +223,7 @@ def described(
 def _build(shape: Mapping[str, Any], network: nn.Module) -> Switchable:
     """The model of `network` that model.json describes, with nothing calibrated."""
     widths, example = read_widths(shape["widths"]), torch.randn(2, *shape["image_shape"])
-    conversion = {"keep_fp": shape["keep_fp"], "strict": shape["strict"]}
+    conversion = {"keep_fp": shape["keep_fp"], "strict": shape["strict"], "target": shape.get("target", "none")}
     conversion["rules"] = {name: Rule(**rule) for name, rule in shape["rules"].items()}
     if "method" in shape:
         method = create(shape["method"], shape["settings"], widths)

@@ -56,7 +56,18 @@ def parser() -> argparse.ArgumentParser:
         "backbone", "data-dir", "seed", "set", "device", "threads", "out")  # fmt: skip
     sub = command("quantize", quantize, "calibrate a network with one method: a run of a profile, or without one")
     add(sub, "profile", "backbone", "method", "variant", "width", "seed", "set", "spec", "weights", "data-dir", "out")
-    add(sub, "images", "widths", "calibration-images", "keep-fp", "rule", "not-strict", "weights-dir", "offline")
+    add(
+        sub,
+        "images",
+        "widths",
+        "calibration-images",
+        "keep-fp",
+        "rule",
+        "not-strict",
+        "target",
+        "weights-dir",
+        "offline",
+    )
     add(sub, "device", "threads")
     sub.set_defaults(device=None, threads=None)  # else the profile's
     for name, text in EXECUTION.items():
@@ -66,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
     sub = command("mixed", mixed, "a width for every block of a multi-bit model: the frontier, and what a switch costs")
     add(sub, "model", "weights", "average-bits", "kib", "split", "fp-outputs", "data-dir", "device", "threads", "out")
     add(command("check", check, "check a profile and every method's settings"), "profile", "json")
+    sub = command(
+        "export", export, "write a calibrated model as ONNX that runs as integers: one width, or all in one file"
+    )
+    add(sub, "model", "width", "uint8", "out")
+    sub = command("deploy", deploy, "hold an exported file against its model and the FP32 network: parity, size, speed")
+    add(sub, "model", "file", "weights", "split", "data-dir", "threads", "repeats", "out")
     command("methods", methods, "list the methods and their settings")
     sub = command("bench", benchmark, "time learning iterations against the FP passes that they contain")
     add(sub, "case", "repeats", "threads", "device")
@@ -76,9 +93,7 @@ def parser() -> argparse.ArgumentParser:
 OPTIONS: dict[str, dict[str, Any]] = {
     "dataset": {"required": True, "help": "name of the dataset"},
     "backbone": {"help": "name of the backbone"},
-    "images": {
-        "help": "a dataset, or a folder with train/<class>/*.jpg and val/<class>/*.jpg; else the backbone's own"
-    },
+    "images": {"help": "a dataset, or a folder with train/<class>/*.jpg and val/<class>/*.jpg; else the backbone's"},
     "method": {"help": "name of the method (see: python -m ptmq methods)"},
     "variant": {"default": "default", "help": "variant of the method, as the profile names it"},
     "width": {"help": "the width of a single-width method, such as W4A4"},
@@ -102,19 +117,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "a width that a layer keeps, such as head=W8A8, with wildcards; repeatable",
     },
     "not-strict": {"action": "store_true", "help": "let any layer stay in floating point that cannot be quantized"},
+    "target": {"help": "onnx for a model that runs as integers once it is exported"},
     "weights": {"type": Path, "help": "FP weights (safetensors), from the commands weights or train"},
     "model": {"type": Path, "help": "folder of a calibrated model"},
-    "average-bits": {
-        "type": float,
-        "action": "append",
-        "default": [],
-        "help": "a budget of average weight bits; repeatable",
-    },
+    "average-bits": {"type": float, "action": "append", "default": [], "help": "a budget of average bits; repeatable"},
     "kib": {
         "type": float,
         "action": "append",
         "default": [],
-        "help": "a budget of the packed weights' size in KiB; repeatable",
+        "help": "a budget of the weights' size in KiB; repeatable",
     },
     "fp-outputs": {"type": Path, "help": "the FP network's outputs: written with --weights, read with --model"},
     "split": {"default": "test", "help": "train, heldout or test"},
@@ -125,6 +136,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "threads": {"type": int, "default": 1, "help": "CPU threads"},
     "case": {"default": "resnet20-stage1", "help": "a block, such as resnet20-stage1; depth, switching or processes"},
     "repeats": {"type": int, "default": 30, "help": "timed repetitions"},
+    "file": {"type": Path, "help": "ONNX file, from the command export"},
+    "uint8": {"action": "store_true", "help": "images are bytes: the backbone's normalisation goes into the file"},
     "out": {"type": Path, "required": True, "help": "where the result goes"},
 }
 
@@ -212,6 +225,7 @@ def run_of(args: argparse.Namespace) -> "Run":
         "keep_fp": args.keep_fp,
         "rules": overrides(args.rule, "--rule"),
         "strict": False if args.not_strict else None,
+        "target": args.target,
     }
     return replace(
         run,
@@ -300,6 +314,28 @@ def mixed(args: argparse.Namespace) -> None:
         print(f"{budget:16} {point['average_bits']:.2f} bits  {point['kib']:.0f} KiB  {point['top1']:.2f} %")
         if point["kind"] == "mixed" and (args.average_bits or args.kib):
             print("  " + ", ".join(f"{unit} {width}" for unit, width in point["assignment"].items()))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a model as ONNX; say what stays in floating point."""
+    from ptmq.suite.deploy.files import export_folder
+
+    required(args, "model")
+    print(export_folder(args.model, args.out, args.width, args.uint8))
+
+
+def deploy(args: argparse.Namespace) -> None:
+    """Measure an exported file; write its record."""
+    from ptmq.common.files import write_json
+    from ptmq.suite.deploy.measure import deploy as measured
+
+    required(args, "model", "file", "weights")
+    record = measured(args.model, args.file, args.weights, args.split, args.data_dir, args.threads, args.repeats)
+    write_json(args.out, record)
+    for line in record["results"]:
+        print(
+            f"{line['width']}  {line['top1']:.2f} %  {line['model']['equal']:.2f} % of the predictions are the model's"
+        )
 
 
 def check(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from ptmq.common.errors import InputError
 from ptmq.network.graph.blocks import Block, Cutter, is_open
 from ptmq.network.graph.coverage import rows_of
+from ptmq.network.graph.deployable import give_bias_grids
 from ptmq.network.graph.fold import fold_norms
 from ptmq.network.layers import Layer, QuantizedLayer, frozen, weight_of
 from ptmq.network.place import (
@@ -26,6 +27,7 @@ from ptmq.network.recording.record import Ref, record
 from ptmq.network.trace import channel_axis, is_activation, is_layer, module_of, trace
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.quantization.quantizer import ChannelCorrection
+from ptmq.quantization.step_size import holding_zero, own, signed
 from ptmq.quantization.weight_quantizer import GridWeightQuantizer, NestedWeightQuantizer, RoundedWeightQuantizer
 
 Units = dict[fx.Node, str]
@@ -173,21 +175,28 @@ def to_units(
     network, example = unwrapped(network), example_for(network, example)
     graph = fold_norms(trace(network, example))
     units = assign_units(graph, spec.blocks)
+    integer = spec.target != "none"
+    of_weights, of_activations = (signed, holding_zero) if integer else (own, own)
 
     def to_layer(layer: Layer, fixed: int | None) -> QuantizedLayer:
         layer = frozen(layer)
         shape = weight_of(layer).shape
         quantizer: GridWeightQuantizer = (
-            NestedWeightQuantizer(shape, spec.weight_bits, fixed, spec.anchor)
+            NestedWeightQuantizer(shape, spec.weight_bits, fixed, spec.anchor, integer)
             if spec.anchor
-            else RoundedWeightQuantizer(shape, spec.weight_bits, fixed)
+            else RoundedWeightQuantizer(shape, spec.weight_bits, fixed, of_weights)
         )
         correction = None if spec.correction == "none" else ChannelCorrection(shape[0], spec.widths)
         return QuantizedLayer(layer, quantizer, correction)
 
-    quantize_graph(graph, units, spec, to_layer, lambda fixed: ActivationQuantizer(spec.activation_bits, fixed))
+    def to_quantizer(fixed: int | None) -> ActivationQuantizer:
+        return ActivationQuantizer(spec.activation_bits, fixed, of_activations)
+
+    quantize_graph(graph, units, spec, to_layer, to_quantizer)
     rows = rows_of(graph, spec)
     absorb_relus(graph)
+    if integer:
+        give_bias_grids(graph)
     members: dict[str, list[fx.Node]] = {}
     for node in graph.graph.nodes:
         if is_open(node):

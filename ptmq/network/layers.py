@@ -1,6 +1,7 @@
 """A layer of a quantized network: it holds its weight and a quantizer, and computes with what that makes of it."""
 
 import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ptmq.common.bits import FP, BitWidth
 from ptmq.common.errors import InputError
+from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.quantization.quantizer import ChannelCorrection, Quantizer
 from ptmq.quantization.weight_quantizer import GridWeightQuantizer
 
@@ -88,11 +90,39 @@ def weight_of(layer: Layer) -> nn.Parameter:
     return cast(nn.Parameter, layer.weight)
 
 
+@dataclass(frozen=True)
+class BiasGrid:
+    """The grid of a bias in an integer kernel: multiples of the product of the two step sizes, of input and weight.
+
+    entering: quantizes what enters the layer.
+    """
+
+    entering: ActivationQuantizer
+
+    def step_size(self, layer: "QuantizedLayer") -> Tensor | None:
+        """Step size of each output channel at the selected width, (out,); None where that is floating point."""
+        quantizer: Any = layer.quantizer
+        key = str(self.entering.fixed or layer.activation_bits)
+        if FP in (quantizer.bits, layer.activation_bits) or key not in self.entering.step:
+            return None
+        step = quantizer.grid(quantizer.bits)[0].flatten() * self.entering.step[key]
+        return step if layer.correction is None else step * layer.correction.factor()
+
+    def __call__(self, layer: "QuantizedLayer", bias: Tensor | None) -> Tensor | None:
+        """The bias (out,) that the kernel adds; a gradient passes as if it were not rounded."""
+        step = None if bias is None else self.step_size(layer)
+        if bias is None or step is None:
+            return bias
+        with torch.no_grad():
+            moved = torch.round(bias / step) * step - bias
+        return bias + moved
+
+
 class QuantizedLayer(nn.Module, Generic[Own]):
     """A convolution or linear layer that sees its weight (out, in, ...) through a quantizer.
 
     quantizer: a `WeightQuantizer`, or another that takes a weight · layer: its parameters become this layer's own ·
-    correction: of its output channels at every width, or None.
+    correction: of its output channels at every width, or None · bias_grid: where an integer kernel computes it.
     """
 
     weight: Tensor
@@ -105,12 +135,16 @@ class QuantizedLayer(nn.Module, Generic[Own]):
         self.moves = moves_of(layer)
         self.computation = computation_of(layer)
         self.quantizer, self.correction = quantizer, correction
+        self.bias_grid: BiasGrid | None = None
+        self.activation_bits = FP  # of what enters
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, ...) -> (batch, out, ...)."""
         weight, bias = self.quantizer(self.weight), self.bias
         if self.correction is not None:
             weight, bias = self.correction(weight, bias)
+        if self.bias_grid is not None:
+            bias = self.bias_grid(self, bias)
         return self.computation(x, weight, bias)
 
     def multiplications(self, x: Tensor, out: Tensor) -> int:
@@ -136,6 +170,7 @@ class QuantizedLayer(nn.Module, Generic[Own]):
                 "of its widths, or the network that it was made of."
             )
         self.set_bits(width.weight)
+        self.activation_bits = width.activation
         if self.correction is not None:
             self.correction.select(width)
 

@@ -1,14 +1,14 @@
 """Where quantizers stand in a network's graph, and what each of its layers becomes."""
 
-import operator
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import cast
 
 from torch import fx, nn
 
 from ptmq.common.bits import FP
 from ptmq.common.errors import InputError
+from ptmq.network.graph.blocks import is_open
+from ptmq.network.graph.deployable import deployable_outputs, origin
 from ptmq.network.layers import LAYERS, Layer
 from ptmq.network.spec import QuantizationSpec, Rule
 from ptmq.network.trace import input_of, is_layer, is_softmax, module_of, operands, relu_of, sources_of
@@ -96,15 +96,15 @@ def quantize_graph(
     first, last = edge_layers(graph, units, spec.edges)
     fixed = {node: (spec.rule(str(node.target)) or Rule()).weight for node in layers}
     fixed |= {node: spec.edge_bits for node in layers if node in first | last and fixed[node] is None}
-    of_quantizer = _fixed_activations(graph, units, spec, layers)
-    for node in quantized_outputs(graph, layers, spec.quantize_softmax):
+    for node, bits in _places(graph, units, spec, layers).items():
         name = f"{node.name}_quantizer"
-        graph.add_submodule(name, to_quantizer(of_quantizer.get(node)))
+        graph.add_submodule(name, to_quantizer(bits))
+        readers = {user for user in node.users if user.op == "output" or is_open(user)}
         with graph.graph.inserting_after(node):
             quantizer = graph.graph.call_module(name, (node,))
         quantizer.meta = {key: node.meta[key] for key in ("inside", "shape", "per_image", "ref") if key in node.meta}
-        node.replace_all_uses_with(quantizer, delete_user_cb=partial(operator.is_not, quantizer))
-        units[quantizer] = units[node]
+        node.replace_all_uses_with(quantizer, delete_user_cb=readers.__contains__)
+        units[quantizer] = units[node] if node in units else next(iter(units.values()))  # of the images: the first
     for node in layers:
         layer = module_of(graph, node)
         assert isinstance(layer, LAYERS)
@@ -118,6 +118,16 @@ def _end(node: fx.Node, first: set[fx.Node], last: set[fx.Node]) -> str:
     return "first layer" if node in first else "last layer" if node in last else ""
 
 
+def _places(
+    graph: fx.GraphModule, units: Mapping[fx.Node, str], spec: QuantizationSpec, layers: Iterable[fx.Node]
+) -> dict[fx.Node, int | None]:
+    """The nodes whose outputs are quantized, in order, each with the width that it keeps."""
+    fixed = _fixed_activations(graph, units, spec, layers)
+    if spec.target == "none":
+        return {node: fixed.get(node) for node in quantized_outputs(graph, layers, spec.quantize_softmax)}
+    return deployable_outputs(graph, layers, fixed, spec.quantize_softmax)
+
+
 def _fixed_activations(
     graph: fx.GraphModule, units: Mapping[fx.Node, str], spec: QuantizationSpec, layers: Iterable[fx.Node]
 ) -> dict[fx.Node, int]:
@@ -127,7 +137,9 @@ def _fixed_activations(
     for node in layers:
         rule = spec.rule(str(node.target)) or Rule()
         bits = spec.edge_bits if node in last and rule.activation is None else rule.activation
-        for source in sources_of(graph, input_of(node)) if bits else ():
+        entering = input_of(node)
+        sources = sources_of(graph, entering) if spec.target == "none" else [origin(graph, entering)]
+        for source in sources if bits else ():
             fixed[source] = max(bits or 0, fixed.get(source, 0))
     if spec.edges == "units":
         heads = {units[node] for node in last if isinstance(units[node], Edge)}

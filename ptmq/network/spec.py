@@ -10,6 +10,7 @@ from ptmq.common.bits import FP, BitWidth
 from ptmq.common.errors import InputError, one_of
 
 EDGES = ("layers", "units")
+TARGETS = ("none", "onnx")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class QuantizationSpec:
     of several that fit, the last counts · strict: refuse a network with weights that are not quantized and not named ·
     anchor: the width whose error decides the weights' grid where all widths share one (nested); 0: every width has a
     grid of its own · correction: what every layer is corrected by at every width, one of
-    `ptmq.quantization.quantizer.KINDS`.
+    `ptmq.quantization.quantizer.KINDS` · target: what the model is to run on, `none` or `onnx`; for `onnx` integer
+    kernels compute just what the model computes, see `ptmq.network.graph.deployable`.
     """
 
     blocks: Sequence[str] | None
@@ -59,12 +61,14 @@ class QuantizationSpec:
     strict: bool = True
     anchor: int = 0
     correction: str = "none"
+    target: str = "none"
 
     def __post_init__(self) -> None:
         widths = tuple(sorted(BitWidth.parse(width) for width in self.widths))
         if not widths:
             raise InputError("a multi-bit model needs at least one width, such as W4A4.")
         one_of("edges", self.edges, EDGES)
+        one_of("target", self.target, TARGETS)
         rules = {pattern: Rule.parse(rule) for pattern, rule in dict(self.rules).items()}
         keep_fp = (self.keep_fp,) if isinstance(self.keep_fp, str) else tuple(self.keep_fp)
         blocks = None if self.blocks is None else tuple(self.blocks)

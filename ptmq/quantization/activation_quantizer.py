@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ptmq.common.bits import FP, require_width
 from ptmq.quantization.fake_quantization import Bounds, KeepMask, draw_mask, fake_quantize_activation
 from ptmq.quantization.quantizer import Quantizer
-from ptmq.quantization.step_size import SEARCHES, SMALLEST_STEP, Histogram
+from ptmq.quantization.step_size import SEARCHES, SMALLEST_STEP, Grids, Histogram, own
 
 # Activation functions that keep a value within bounds, and these.
 RELUS: dict[Callable, Bounds] = {F.relu: (0.0, math.inf), F.relu6: (0.0, 6.0)}
@@ -38,14 +38,14 @@ class ActivationQuantizer(Quantizer):
 
     step: one parameter a width, (1,) each, keyed by bits (so that an optimizer leaves alone the widths that
     an iteration did not draw) · zero_point: (widths,), frozen. `fixed` names a width that it keeps whatever is
-    selected.
+    selected. grids: those that the search may take, see `ptmq.quantization.step_size`.
     """
 
     zero_point: Tensor
 
-    def __init__(self, widths: Sequence[int], fixed: int | None = None):
+    def __init__(self, widths: Sequence[int], fixed: int | None = None, grids: Grids = own):
         super().__init__()
-        self.fixed = fixed
+        self.fixed, self.grids = fixed, grids
         self.widths = [fixed] if fixed else sorted(set(widths) - {FP})
         self.step = nn.ParameterDict({str(bits): nn.Parameter(torch.ones(1)) for bits in self.widths})
         self.register_buffer("zero_point", torch.zeros(len(self.widths)))
@@ -84,7 +84,7 @@ class ActivationQuantizer(Quantizer):
         """Set the step size and zero point of every width by `search` on values of which a histogram is known."""
         values, count = histogram.rows()
         for index, bits in enumerate(self.widths):
-            step, zero = SEARCHES[search](values, bits, count)
+            step, zero = SEARCHES[search](values, bits, count, grids=self.grids)
             self.step[str(bits)].data.copy_(step)
             self.zero_point[index] = zero[0]
         self._zero.clear()

@@ -72,6 +72,10 @@ class ChannelCorrection(nn.Module):
             self._folded[self.selected] = (weight, *folded)
         return folded
 
+    def factor(self) -> Tensor | float:
+        """What the selected correction multiplies the weight's step sizes by, (out,)."""
+        return 1.0 if self.selected is None else 1 + self.gain[self.selected]
+
     @torch.no_grad()
     def set(self, width: BitWidth, gain: Tensor, shift: Tensor) -> None:
         """Store the correction of a width, (out,) each."""

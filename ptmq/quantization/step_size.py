@@ -18,6 +18,7 @@ BINS = 2**14  # a large tensor is searched on its histogram: 64 bins a step even
 CHUNK = 2**20  # values that are sorted into bins at a time
 SMALLEST_STEP = 1e-8
 PARENT_BITS = 8  # of the code that nested widths share
+FINEST = 2**-12  # of the coarsest channel's step: with a finer one a bias leaves 32 bits, and the channel is dead
 
 Grids = Callable[[Tensor, Tensor, int], Iterator[tuple[Tensor, Tensor]]]  # low, high, bits -> step sizes, zero points
 
@@ -31,6 +32,27 @@ def affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def own(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The one grid that a width takes for a range when it has the choice to itself."""
     yield affine(low, high, bits)
+
+
+def holding_zero(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The grid of a range that is stretched to hold 0: its zero point is one of its codes, as integer kernels ask."""
+    yield affine(low.clamp_max(0), high.clamp_min(0), bits)
+
+
+def signed(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same, with every code minus the zero point in a signed byte: at 8 bits the zero point is 128."""
+    if bits < PARENT_BITS:
+        ((step, zero),) = holding_zero(low, high, bits)
+    else:
+        below = 2 ** (bits - 1)
+        step = torch.maximum(-low / below, high / (below - 1)).clamp_min(SMALLEST_STEP)
+        zero = torch.full_like(step, below)
+    yield not_too_fine(step), zero
+
+
+def not_too_fine(step: Tensor) -> Tensor:
+    """Step sizes of channels, (channels,), none of them far below the largest."""
+    return step.clamp_min(float(step.amax()) * FINEST)
 
 
 def nested(lowest: int) -> Grids:

@@ -14,7 +14,7 @@ from ptmq.common.bits import FP, require_width
 from ptmq.quantization.fake_quantization import dequantize, largest_code, quantize
 from ptmq.quantization.quantizer import Quantizer
 from ptmq.quantization.rounding import Relaxation
-from ptmq.quantization.step_size import PARENT_BITS, SEARCHES, nested
+from ptmq.quantization.step_size import PARENT_BITS, SEARCHES, Grids, nested, not_too_fine, own, signed
 
 
 class WeightQuantizer(Quantizer):
@@ -137,14 +137,16 @@ class RoundedWeightQuantizer(GridWeightQuantizer):
 
     step, zero_point: (widths, out) · rounding: integer, (1, *shape) when all widths share it and (widths, *shape) when
     each has its own. The code at width b is clip(floor(weight / step_b) + rounding + zero_b, 0, 2^b - 1).
+    grids: those that the search may take, see `ptmq.quantization.step_size`.
     """
 
     step: Tensor
     zero_point: Tensor
     rounding: Tensor
 
-    def __init__(self, shape: Sequence[int], widths: Sequence[int], fixed: int | None = None):
+    def __init__(self, shape: Sequence[int], widths: Sequence[int], fixed: int | None = None, grids: Grids = own):
         super().__init__(shape, widths, fixed)
+        self.grids = grids
         self.register_buffer("step", torch.ones(len(self.widths), shape[0]))
         self.register_buffer("zero_point", torch.zeros(len(self.widths), shape[0]))
         self.register_buffer("rounding", torch.zeros(1, *shape, dtype=torch.int8))
@@ -169,7 +171,7 @@ class RoundedWeightQuantizer(GridWeightQuantizer):
         rows = weight.detach().flatten(1)  # (out, in * kh * kw)
         nearest = []
         for index, bits in enumerate(self.widths):
-            self.step[index], self.zero_point[index] = SEARCHES[search](rows, bits)
+            self.step[index], self.zero_point[index] = SEARCHES[search](rows, bits, grids=self.grids)
             step = self._per_channel(self.step[index])
             # round to nearest is the one rounding that differs by width: ties to even, as torch.round
             nearest.append(torch.round(weight / step) - torch.floor(weight / step))
@@ -210,7 +212,9 @@ class NestedWeightQuantizer(GridWeightQuantizer):
     clip(code >> (8 - b) + plane_b, 0, 2^b - 1) where the rounding is learned, else the code rounded to nearest, half
     up. The floating-point weight is not needed any more.
 
-    anchor: the width at which the search measures the error of the grid.
+    anchor: the width at which the search measures the error of the grid · in_a_byte: keep code minus zero point within
+    a signed byte, as integer kernels ask. Below 8 bits it always is; a channel whose 8-bit codes leave it has 7 bits
+    there, and one that is fixed at 8 bits the zero point 128.
     """
 
     stands_alone = True
@@ -220,8 +224,16 @@ class NestedWeightQuantizer(GridWeightQuantizer):
     learned: Tensor
     planes: Tensor
 
-    def __init__(self, shape: Sequence[int], widths: Sequence[int], fixed: int | None = None, anchor: int = 4):
+    def __init__(
+        self,
+        shape: Sequence[int],
+        widths: Sequence[int],
+        fixed: int | None = None,
+        anchor: int = 4,
+        in_a_byte: bool = False,
+    ):
         super().__init__(shape, widths, fixed)
+        self.in_a_byte = in_a_byte
         self.anchor = min(max(anchor, self.widths[0]), self.widths[-1])
         self.register_buffer("step", torch.ones(shape[0]))
         self.register_buffer("zero_point", torch.zeros(shape[0], dtype=torch.uint8))
@@ -231,13 +243,21 @@ class NestedWeightQuantizer(GridWeightQuantizer):
 
     def codes(self, weight: Tensor | None, bits: int) -> Tensor:
         """Integer codes 0 .. 2^bits - 1, uint8, of the weight's shape; the weight itself is not looked at."""
-        learned = self.learned.tolist()
+        learned, shift = self.learned.tolist(), self.shift(bits)
         if bits in learned:
             plane = unpack_bits(self.planes[learned.index(bits)], self.code.numel()).view(self.shape)
-            codes = (self.code.int() >> (PARENT_BITS - bits)) + plane
+            codes = (self.code.int() >> shift) + plane
         else:
-            codes = (self.code.int() + 2 ** (PARENT_BITS - bits) // 2) >> (PARENT_BITS - bits)
-        return _laid_out(torch.clamp_max(codes, largest_code(bits)).to(torch.uint8))
+            codes = (self.code.int() + 2**shift // 2) >> shift
+        return _laid_out(torch.minimum(codes, 2 ** (PARENT_BITS - shift) - 1).to(torch.uint8))
+
+    def shift(self, bits: int) -> Tensor:
+        """How far the code is shifted at `bits`, int32, (out, 1, ...)."""
+        shift = self._per_channel(torch.full_like(self.zero_point, PARENT_BITS - bits, dtype=torch.int32))
+        if not self.in_a_byte or bits < PARENT_BITS:
+            return shift
+        above = self.code.flatten(1).int() - self.zero_point[:, None].int()  # (out, in * kh * kw)
+        return shift + self._per_channel((above.amin(1) < -(2**7)) | (above.amax(1) >= 2**7))
 
     def bits_per_weight(self) -> float:
         """The code and the planes, as they are saved."""
@@ -245,18 +265,19 @@ class NestedWeightQuantizer(GridWeightQuantizer):
 
     def floors(self, bits: int) -> Tensor:
         """The code at `bits` rounded down, a float tensor of the weight's shape."""
-        return _laid_out((self.code >> (PARENT_BITS - bits)).to(self.step.dtype))
+        return _laid_out((self.code.int() >> self.shift(bits)).to(self.step.dtype))
 
     def grid(self, bits: int) -> tuple[Tensor, Tensor]:
         """Step size and zero point at `bits`, (out, 1, ...) each."""
-        finer = 2 ** (PARENT_BITS - bits)
-        return self._per_channel(self.step * finer), self._per_channel(self.zero_point.to(self.step.dtype) / finer)
+        finer = 2.0 ** self.shift(bits).to(self.step.dtype)
+        return self._per_channel(self.step) * finer, self._per_channel(self.zero_point.to(self.step.dtype)) / finer
 
     def search_step_sizes(self, weight: Tensor, search: str) -> None:
         """Set the grid by `search` at the anchor width, and round to nearest at 8 bits."""
-        step, zero = SEARCHES[search](weight.detach().flatten(1), self.anchor, grids=nested(self.widths[0]))
+        grids = signed if self.in_a_byte and self.widths == [PARENT_BITS] else nested(self.widths[0])
+        step, zero = SEARCHES[search](weight.detach().flatten(1), self.anchor, grids=grids)
         finer = 2 ** (PARENT_BITS - self.anchor)
-        step, zero = step / finer, zero * finer
+        step, zero = (not_too_fine(step) if self.in_a_byte else step) / finer, zero * finer
         code = quantize(weight.detach(), self._per_channel(step), self._per_channel(zero), PARENT_BITS)
         self.set_code(code.to(torch.uint8), step, zero.to(torch.uint8))
 

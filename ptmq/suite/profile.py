@@ -28,7 +28,7 @@ TYPES = {  # what JSON schema calls them -> what a person does
     "null": "empty",
 }
 FP32, MULTI = "fp32", "multi"
-CONVERSION = ("keep_fp", "rules", "strict")  # what a backbone says of how it is converted
+CONVERSION = ("keep_fp", "rules", "strict", "target")  # what a backbone says of how it is converted
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Run:
     device: str = "cpu"
     threads: int = 1
     label: str = MULTI  # the width of a single-width run, else 'multi'
-    conversion: dict[str, Any] = field(default_factory=dict)  # keep_fp, rules, strict: see `QuantizationSpec`
+    conversion: dict[str, Any] = field(default_factory=dict)  # keep_fp, rules, strict, target: see `QuantizationSpec`
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", "0 or more", self.seed)
@@ -196,6 +196,9 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
         images = settings.pop("calibration_images", profile["calibration_images"])
         seeds = settings.pop("seeds", body.get("seeds", profile["seeds"]))
         execution = {**profile.get("execution", {}), **settings.pop("execution", {})}
+        conversion = {name: body[name] for name in CONVERSION if name in body}
+        if "target" in settings:
+            conversion["target"] = settings.pop("target")
         widths = chosen.get("widths", {})
         widths = tuple(widths.get(backbone, widths_of(groups)) if isinstance(widths, Mapping) else widths)
         for seed in seeds:
@@ -216,7 +219,7 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
                         device=profile.get("device", "auto"),
                         threads=profile.get("threads", 1),
                         label=part[0] if chosen.get("per_width") else MULTI,
-                        conversion={name: body[name] for name in CONVERSION if name in body},
+                        conversion=conversion,
                     )
                 )
     return runs

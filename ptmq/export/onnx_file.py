@@ -1,0 +1,213 @@
+"""Writing a calibrated model as one ONNX file: at one width, or at all of them, chosen by an input."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptmq.common.bits import BitWidth
+from ptmq.common.errors import InputError, one_of
+from ptmq.export.skeleton import IMAGES, LOGITS, OPSET, skeleton
+from ptmq.network.layers import GridLayer, QuantizedLayer
+from ptmq.network.model import MultiBitModel, Switchable
+
+BITS, KEY = "bits", "ptmq"  # the input that selects a width; what the file's metadata begin with
+IR = 10
+Normalization = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    bytes: of the file · widths: what `bits` selects, by its values; of a file of one width, that alone · integer: how
+    many layers and products integer kernels compute · floats: what stays in floating point, (layer, why).
+    """
+
+    path: Path
+    bytes: int
+    widths: dict[int, str]
+    integer: int
+    floats: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        total = self.integer + len(self.floats)
+        lines = [
+            f"{self.path}: {self.bytes:,} bytes, {', '.join(self.widths.values())}",
+            f"{self.integer} of {total} layers and products run as integers",
+            *(f"  {layer} stays in floating point: {why}" for layer, why in self.floats),
+        ]
+        return "\n".join(lines)
+
+
+def export_onnx(
+    model: Switchable,
+    path: Path | str,
+    width: str | BitWidth | None = None,
+    *,
+    normalization: Normalization | None = None,
+) -> Exported:
+    """Write a calibrated model as an ONNX file that runs as integers.
+
+    width: such as 'W4A4'; None for all of the model's widths in one file, with an input `bits` beside `images`: a
+    scalar int64 that selects the width of this call. Its values are the weight bits, or 10 * weight bits + activation
+    bits where two widths share those; the file's metadata list them · normalization: (mean, std), one number a channel,
+    in 0..1, of what the network was trained with: images are then uint8, (batch, channels, height, width), else
+    float32, prepared as the network wants them. What runs as integers was calibrated with target='onnx'; the rest is
+    listed in what is returned. Raises InputError for what cannot be exported.
+    """
+    if find_spec("onnx") is None or find_spec("onnxscript") is None:
+        raise InputError("writing ONNX needs onnx and onnxscript. Install them: pip install 'ptmq-suite[onnx]'.")
+    if not isinstance(model, MultiBitModel):
+        raise InputError(
+            f"a {type(model).__name__} cannot be exported: its widths are not grids of one network. Take a model of "
+            "ptmq.calibrate or ptmq.convert."
+        )
+    chosen = (_chosen(model, width),) if width is not None else model.widths
+    path = Path(path)
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    proto, integer, floats = _proto(model, chosen, width is None, normalization)
+    with _told(path):
+        path.write_bytes(proto.SerializeToString())
+    return Exported(path, path.stat().st_size, keys_of(chosen), integer, floats)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A sentence where the file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"file {str(path)!r} cannot be written: {error.strerror or error}.") from None
+
+
+def keys_of(widths: Sequence[BitWidth]) -> dict[int, str]:
+    """The values of the input `bits`, and what they select."""
+    unique = len({width.weight for width in widths}) == len(widths)
+    return {width.weight if unique else 10 * width.weight + width.activation: str(width) for width in widths}
+
+
+def _chosen(model: MultiBitModel, width: str | BitWidth) -> BitWidth:
+    chosen = BitWidth.parse(width)
+    one_of("width", str(chosen), [str(known) for known in model.widths])
+    return chosen
+
+
+def _proto(
+    model: MultiBitModel, widths: Sequence[BitWidth], selected: bool, normalization: Normalization | None
+) -> tuple[Any, int, tuple[tuple[str, str], ...]]:
+    """The file's content, how many layers are integer, and what is not."""
+    from onnx import TensorProto, helper
+
+    from ptmq.export.branch import Branch
+    from ptmq.export.frozen import frozen
+    from ptmq.export.nodes import Constants, Nodes
+
+    name = (model.description or {}).get("network", "the network")
+    constants = Constants()
+    outer = Nodes(constants, "V")
+    images = normalized(outer, IMAGES, normalization, model.image_shape)
+    graph = skeleton(model, name).graph
+    modules = [found for unit in model.units for found in unit.graph.named_modules()]
+    layers: dict[str, GridLayer] = {key: module for key, module in modules if isinstance(module, QuantizedLayer)}
+    integer: list[int] = []
+    floats: dict[tuple[str, str], None] = {}
+    written = []
+    for number, width in enumerate(widths):
+        nodes = Nodes(constants, f"{chr(97 + number)}") if selected else outer
+        branch = Branch(nodes, frozen(model, width), layers, selected, model.spec.target)
+        logits = branch.write(graph, images)
+        written.append((nodes, logits))
+        integer.append(branch.integer)
+        floats |= {(part.layer, part.why): None for part in branch.floats}
+    batch = graph.input[0].type.tensor_type.shape
+    kind = TensorProto.FLOAT if normalization is None else TensorProto.UINT8
+    inputs = [helper.make_tensor_value_info(IMAGES, kind, _dims(batch))]
+    classes = _dims(graph.output[0].type.tensor_type.shape)
+    if selected:
+        inputs.append(helper.make_tensor_value_info(BITS, TensorProto.INT64, []))
+        switch(outer, list(keys_of(widths)), written, classes)
+    else:
+        named(outer, written[0][1])
+    output = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, classes)
+    main = helper.make_graph(outer.nodes, "ptmq", inputs, [output], constants.tensors)
+    proto = helper.make_model(main, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="ptmq")
+    described = {"widths": keys_of(widths), "float": [list(row) for row in floats], "network": name}
+    helper.set_model_props(proto, {f"{KEY}.{key}": json.dumps(value) for key, value in described.items()})
+    return proto, min(integer), tuple(floats)
+
+
+def _dims(shape: Any) -> list[Any]:
+    return [dim.dim_param or dim.dim_value for dim in shape.dim]
+
+
+def normalized(nodes: Any, images: str, normalization: Normalization | None, shape: Sequence[int]) -> str:
+    """Bytes as the network wants them, in the order of operations in which the suite reads images."""
+    from onnx import TensorProto
+
+    if normalization is None:
+        return images
+    values = [np.asarray(part, dtype=np.float32) for part in normalization]
+    if len(shape) != 3 or any(part.shape != (shape[0],) for part in values) or not (values[1] > 0).all():
+        raise InputError(
+            f"normalization must be (mean, std), {shape[0]} numbers each, one a channel, std above 0. "
+            f"Got {normalization!r}."
+        )
+    mean, std = (part.reshape(-1, 1, 1) for part in values)
+    scaled = nodes("Div", nodes("Cast", images, to=TensorProto.FLOAT), np.float32(255))
+    return nodes("Div", nodes("Sub", scaled, mean), std)
+
+
+def switch(outer: Any, keys: Sequence[int], written: Sequence[tuple[Any, str]], classes: Sequence[Any]) -> None:
+    """A chain of Ifs on `bits`, the last of which gives the logits; another value than one of the keys is an error.
+
+    A Gather fails there: its name is the sentence that onnxruntime tells.
+    """
+    from onnx import TensorProto, helper
+
+    hit = outer("Cast", outer("Equal", BITS, np.array(keys, dtype=np.int64)), to=TensorProto.INT64)
+    unknown = outer("Sub", np.int64(1), outer("ReduceSum", hit, keepdims=0))  # 0, or 1 for no key
+    sentence = f"bits must be one of {', '.join(map(str, keys))}"
+    nothing = outer("Gather", np.zeros(1, dtype=np.int64), unknown, name=sentence)
+    chosen = outer("Add", BITS, nothing)
+    conditions = [outer("Equal", chosen, np.int64(key)) for key in keys[:-1]]
+
+    def graph(number: int) -> Any:
+        """The branch of a key, or of it and all behind."""
+        nodes, logits = written[number]
+        return helper.make_graph(nodes.nodes, f"{keys[number]}", [], [_value(logits)])
+
+    def _value(name: str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(classes))
+
+    if len(keys) == 1:
+        outer.nodes += written[0][0].nodes
+        named(outer, written[0][1])
+        return
+    rest = graph(len(keys) - 1)
+    for number in reversed(range(len(keys) - 1)):
+        name = LOGITS if number == 0 else f"L{number}"
+        node = helper.make_node("If", [conditions[number]], [name], then_branch=graph(number), else_branch=rest)
+        rest = helper.make_graph([node], f"from {keys[number]}", [], [_value(name)])
+    outer.nodes.append(node)
+
+
+def named(nodes: Any, logits: str) -> None:
+    """Give the logits their name in the file: the last node puts them out."""
+    if nodes.nodes[-1].output[0] != logits:
+        nodes("Identity", logits)
+    nodes.nodes[-1].output[0] = LOGITS
+
+
+def described(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What an exported file says of itself, from its metadata. Raises InputError where it was not written here."""
+    if f"{KEY}.widths" not in metadata:
+        raise InputError("the ONNX file was not written by ptmq.export_onnx: it does not say which widths it has.")
+    found = {key.removeprefix(f"{KEY}."): json.loads(value) for key, value in metadata.items() if key.startswith(KEY)}
+    return found | {"widths": {int(key): width for key, width in found["widths"].items()}}

@@ -1,0 +1,34 @@
+"""The files of a deployment: a calibrated model of a folder as ONNX, and the FP32 network that it is held against."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptmq.api import load_model
+from ptmq.common.errors import InputError
+from ptmq.export.onnx_file import Exported, Normalization, export_onnx
+from ptmq.export.skeleton import as_onnx
+from ptmq.models.backbone import get_backbone
+from ptmq.models.checkpoints import load_network
+
+
+def export_folder(folder: Path, out: Path, width: str | None, uint8: bool) -> Exported:
+    """Write the model of a folder as ONNX. uint8: images are bytes, and the backbone's normalisation is in the file."""
+    model, info = load_model(folder)
+    backbone = info["model"]["backbone"]
+    if uint8 and backbone is None:
+        raise InputError("--uint8 takes the normalisation of a registered backbone. Use ptmq.export_onnx otherwise.")
+    return export_onnx(model, out, width, normalization=normalization_of(backbone) if uint8 else None)
+
+
+def normalization_of(backbone: str) -> Normalization:
+    """Mean and standard deviation of a backbone's images, in 0..1."""
+    entry = get_backbone(backbone).complete()
+    return entry.mean, entry.std
+
+
+def export_fp32(backbone: str, weights: Path, shape: tuple[int, ...], out: Path) -> None:
+    """Write a floating-point network as ONNX; it takes prepared images (batch, *shape), float32."""
+    network: Any = load_network(backbone, weights).eval()
+    out.write_bytes(as_onnx(network, torch.zeros(2, *shape), backbone).SerializeToString())

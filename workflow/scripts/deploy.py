@@ -1,0 +1,88 @@
+"""Records of exported files -> the table of what they are worth, and accuracy against latency and size.
+
+    deploy.py --out results/digits_deploy --records results/digits_deploy/deploy/digits_resnet/nested/...json ...
+
+Written to tables/deploy.* and figures/deploy.*.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from style import label_of, save, style_of
+from tables import records_and_folder, write
+
+KERNELS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat")
+
+
+def rows_of(record: dict) -> list[dict]:
+    """A row a width."""
+    run, size, environment = record["run"], record["size"], record["environment"]
+    rows = []
+    for line in record["results"]:
+        times = {count: (each[line["width"]], each["fp32"]) for count, each in record["latency"].items()}
+        rows.append({
+            "backbone": run["backbone"], "method": run["method"], "variant": run["variant"], "seed": run["seed"],
+            "width": line["width"], "top-1 of the file": line["top1"], "top-1 of the model": line["model_top1"],
+            "equal [%]": line["model"]["equal"], "equal to float64 [%]": line["simulation"]["equal"],
+            "file [KiB]": size["bytes"] / 1024, "FP32 file [KiB]": size["fp32_bytes"] / 1024,
+            "bits a weight, all widths": size["bits_per_weight"],
+            **{f"ms, batch {count}": own["median"] for count, (own, _) in times.items()},
+            **{f"times FP32, batch {count}": fp["median"] / own["median"] for count, (own, fp) in times.items()},
+            "ms to load": record["load"]["file"]["ms"], "MiB loaded": record["load"]["file"].get("mib", float("nan")),
+            "ms of a switch": max(0.0, record["latency"]["1"]["switching"]["other"]
+                                  - record["latency"]["1"]["switching"]["same"]),
+            "integer kernels": sum(record["kernels"]["integer"].get(name, 0) for name in KERNELS)
+            // record["kernels"]["branches"],
+            "in floating point": len(record["floats"]),
+            "threads": environment["threads"], "CPU": environment["cpu"],
+            "VNNI": {True: "yes", False: "no", None: "unknown"}[environment["vnni"]],
+        })  # fmt: skip
+    return rows
+
+
+def table_of(records: list[dict]) -> pd.DataFrame:
+    """All rows, in the order of networks and methods."""
+    table = pd.DataFrame([row for record in records for row in rows_of(record)])
+    return table.sort_values(["backbone", "method", "variant", "seed"], kind="stable").reset_index(drop=True)
+
+
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers with the digits that mean something."""
+    digits = {"top-1": 2, "equal": 2, "KiB": 0, "bits": 1, "ms": 2, "MiB": 1, "times": 2}
+    shown = table.copy()
+    for column in table.select_dtypes("float"):
+        places = next(count for begin, count in digits.items() if begin in column)
+        shown[column] = table[column].map(f"{{:.{places}f}}".format)
+    return shown
+
+
+def draw(table: pd.DataFrame) -> plt.Figure:
+    """Accuracy against the latency of one image, and against the size of the file, a panel each."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    for (backbone, method, variant), part in table.groupby(["backbone", "method", "variant"], sort=False):
+        _, colour, marker, _ = style_of(method)
+        mean = part.groupby("width", sort=False).mean(numeric_only=True)
+        label = f"{backbone}, {label_of(method, variant)}"
+        left.plot(mean["ms, batch 1"], mean["top-1 of the file"], marker, color=colour, label=label, alpha=0.7)
+        right.plot(mean["file [KiB]"], mean["top-1 of the file"], marker, color=colour, label=label, alpha=0.7)
+        for width, point in mean.iterrows():
+            left.annotate(str(width), (point["ms, batch 1"], point["top-1 of the file"]), fontsize="x-small")
+    left.set(xlabel="latency of one image [ms]", ylabel="top-1 [%]")
+    right.set(xlabel="file, all widths in one [KiB]")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    right.legend(fontsize="small")
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    records, out = records_and_folder(__doc__, argv)
+    table = table_of(records)
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    write(as_text(table), out / "tables" / "deploy", by=None)
+    save(draw(table), out / "figures" / "deploy")
+
+
+if __name__ == "__main__":
+    main()
