@@ -47,10 +47,10 @@ rule deploy_record:
     params:
         code=code_of("ptmq.suite.deploy.measure"),
         folder=lambda wildcards, input: os.path.dirname(input.model),
-        split=option("split"),
+        options=f"--split {PROFILE['split']}",
     shell:
         logged(
-            "python -m ptmq deploy --model {params.folder} --file {input.file} --weights {input.weights} {params.split}"
+            "python -m ptmq deploy --model {params.folder} --file {input.file} --weights {input.weights} {params.options}"
             " --threads {threads} --out {output}"
         )
 
