@@ -9,7 +9,7 @@ READY := .venv/ready
 
 PROFILE ?= cifar10
 # Two processes; tests that look at one run of the workflow, or at one calibration, stay in one of them.
-TOGETHER := -n 2 --dist loadgroup
+TOGETHER := -n 2 --dist loadfile
 
 .PHONY: setup reproduce paper publish test test-all crash slurm kubernetes lint clean
 

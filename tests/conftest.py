@@ -24,13 +24,6 @@ def pytest_ignore_collect(collection_path, config):
     return True if collection_path == END_TO_END and not asked else None
 
 
-def pytest_itemcollected(item):
-    """With several processes (`-n 2 --dist loadgroup`), tests that share what takes seconds to make stay in one."""
-    if item.get_closest_marker("xdist_group") is None:
-        group = "stages" if item.path.parent.name == "suite" else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group("project" if "project" in item.fixturenames else group))
-
-
 @pytest.fixture
 def images():
     """48 images for the toy network."""
