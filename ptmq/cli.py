@@ -56,19 +56,8 @@ def parser() -> argparse.ArgumentParser:
         "backbone", "data-dir", "seed", "set", "device", "threads", "out")  # fmt: skip
     sub = command("quantize", quantize, "calibrate a network with one method: a run of a profile, or without one")
     add(sub, "profile", "backbone", "method", "variant", "width", "seed", "set", "spec", "weights", "data-dir", "out")
-    add(
-        sub,
-        "images",
-        "widths",
-        "calibration-images",
-        "keep-fp",
-        "rule",
-        "not-strict",
-        "target",
-        "weights-dir",
-        "offline",
-    )
-    add(sub, "device", "threads")
+    add(sub, "images", "widths", "calibration-images", "keep-fp", "rule", "not-strict", "target", "weights-dir")
+    add(sub, "offline", "device", "threads")
     sub.set_defaults(device=None, threads=None)  # else the profile's
     for name, text in EXECUTION.items():
         sub.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
@@ -121,12 +110,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "weights": {"type": Path, "help": "FP weights (safetensors), from the commands weights or train"},
     "model": {"type": Path, "help": "folder of a calibrated model"},
     "average-bits": {"type": float, "action": "append", "default": [], "help": "a budget of average bits; repeatable"},
-    "kib": {
-        "type": float,
-        "action": "append",
-        "default": [],
-        "help": "a budget of the weights' size in KiB; repeatable",
-    },
+    "kib": {"type": float, "action": "append", "default": [], "help": "a budget of the weights in KiB; repeatable"},
     "fp-outputs": {"type": Path, "help": "the FP network's outputs: written with --weights, read with --model"},
     "split": {"default": "test", "help": "train, heldout or test"},
     "data-dir": {"help": "data folder; else PTMQ_DATA_DIR, else ./data"},

@@ -47,7 +47,7 @@ class Branch:
     """Writes a network at one width.
 
     parts: its numbers · layers: the layers that they were frozen from, by name · packed: whether weights are stored
-    packed · ready: the target whose kernels the model was calibrated for, or 'none'.
+    packed · target: that whose kernels the model was calibrated for, or 'none'.
     """
 
     def __init__(self, nodes: Nodes, parts: Frozen, layers: Mapping[str, GridLayer], packed: bool, target: str):
@@ -79,9 +79,10 @@ class Branch:
         part, before = self.parts[name], node.input[0]
         if node.op_type == LAYER:
             assert isinstance(part, FrozenLayer)
-            convolution = part.kind.startswith("Conv")
-            write = self.convolution if convolution else self.linear
-            out = Value(numbers=write(name, part, before, attributes["dims"]))
+            if part.kind.startswith("Conv"):
+                out = Value(numbers=self.convolution(name, part, before))
+            else:
+                out = Value(numbers=self.linear(name, part, before, attributes["dims"]))
         else:
             assert isinstance(part, FrozenQuantizer)
             out = self.quantized(part, before)
@@ -102,7 +103,7 @@ class Branch:
             codes = nodes("Clip", codes, np.uint8(grid.low), np.uint8(grid.high))
         return Value(codes, grid)
 
-    def convolution(self, name: str, part: FrozenLayer, before: str, dims: int) -> str:
+    def convolution(self, name: str, part: FrozenLayer, before: str) -> str:
         """A convolution: of integers between two grids, else of numbers."""
         nodes, how = self.nodes, convolution_attributes(part)
         why = part.why_float or self.missing(part, before)

@@ -309,12 +309,13 @@ def reconstruct(
                     records.append(done[number])
                     progress(part.name, hooks.settings.iterations, math.nan)
                     continue
-                later, random = model.units[position + 1 :], Random(seed, number, unit.device)
                 if part is not unit and type(hooks).importance is not Pass.importance:
                     raise InputError(f"{type(hooks).__name__}.importance is for whole units. Leave it out, or `parts`.")
-                found = part_features(unit, part, whole)
-                records.append(_learn_part(part, hooks, found, later, random, execution, progress))
-                del found
+                random = Random(seed, number, unit.device)
+                later = model.units[position + 1 :]
+                records.append(
+                    _learn_part(part, hooks, part_features(unit, part, whole), later, random, execution, progress)
+                )
                 if resume:
                     resume.save(model, records)
             hooks.hand_on(unit, quantized, Random(seed, -1 - position, unit.device).host)

@@ -33,6 +33,11 @@ class Codes:
         """The feature, of the codes' shape and layout."""
         return self.codes.to(self.step.dtype).sub_(self.zero_point).mul_(self.step)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the codes lie."""
+        return self.codes.device
+
     def __len__(self) -> int:
         return len(self.codes)
 
@@ -138,8 +143,7 @@ def propagate_all(unit: Unit, quantized: MutableMapping[BitWidth, Feature]) -> N
 def entering(unit: Unit, part: Unit, x: Feature, width: BitWidth) -> Tensor:
     """What enters a layer of the unit at `width`, for all images of x that enter the unit."""
     seen: list[Tensor] = []
-    device = values(x[:0]).device
-    hook = part.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0].to(device)))
+    hook = part.layers[0].register_forward_pre_hook(lambda layer, args: seen.append(args[0].to(x.device)))
     propagate(unit, x, width)
     hook.remove()
     return joined(seen, len(x))

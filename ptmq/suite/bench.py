@@ -34,6 +34,7 @@ from ptmq.reconstruction.features import Features, memory_format, propagate, tak
 from ptmq.reconstruction.losses import distance
 from ptmq.reconstruction.settings import Execution
 from ptmq.suite import run_record
+from ptmq.suite.deploy.latency import in_turn
 
 GROUPS = BitGroups(*CNN_GROUPS.values())
 SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8), "imagenet": (3, 224, 224)}
@@ -47,7 +48,7 @@ BLOCKS = {  # a block of each kind: backbone and unit
     "deit-tiny-block": ("deit_tiny_patch16_224", "blocks.0"),
 }
 IMAGES = 64  # from which an iteration draws its batch
-FEWEST, BUDGET = 5, 20  # repetitions, seconds
+BUDGET = 20  # seconds
 PROFILED = 3  # iterations
 DEPTHS, DEPTH_ITERATIONS, DEPTH_IMAGES = (20, 32, 44, 56), 10, 128
 SWITCHES = 200
@@ -122,20 +123,10 @@ class Iterations:
 
 
 def interleaved(functions: list[Callable[[], None]], repeats: int, device: torch.device) -> list[list[float]]:
-    """Seconds of each function, run in turn: `repeats` of each, or at least FEWEST in BUDGET seconds."""
-    times: list[list[float]] = [[] for _ in functions]
-    begin = time.perf_counter()
-    for repeat in range(repeats + 3):
-        if repeat >= 3 + FEWEST and time.perf_counter() - begin > BUDGET:
-            break
-        for function, taken in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if repeat >= 3:  # the first rounds warm up
-                taken.append(time.perf_counter() - start)
-    return times
+    """Seconds of each function, run in turn: `repeats` of each, or a few in BUDGET seconds."""
+    if device.type == "cuda":
+        return in_turn(functions, repeats, partial(torch.cuda.synchronize, device), BUDGET)
+    return in_turn(functions, repeats, budget=BUDGET)
 
 
 def operators(iterate: Callable[[], None], device: torch.device) -> dict[str, float]:

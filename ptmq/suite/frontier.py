@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ptmq.api import load_model
 from ptmq.common import provenance
 from ptmq.common.bits import BitWidth
+from ptmq.common.device import keep_freed_memory
 from ptmq.common.errors import InputError, require
 from ptmq.common.files import sha256
 from ptmq.data.datasets import open_images
@@ -125,6 +126,7 @@ def frontier(
     train, _ = open_images(run.backbone, "train", data_dir, run.dataset)
     calibration, _ = train.batch(calibration_index(len(train), run)[:SENSITIVITY_IMAGES])
     images, _ = open_images(run.backbone, split, data_dir, run.dataset)
+    keep_freed_memory()
     model.to(device)
     calibration = calibration.to(device)
     choices = mixed_precision.measure(model, calibration)

@@ -8,7 +8,7 @@ import torch
 from ptmq.api import load_model
 from ptmq.common.errors import InputError
 from ptmq.export.onnx_file import Exported, Normalization, export_onnx
-from ptmq.export.skeleton import as_onnx
+from ptmq.export.skeleton import EXAMPLES, as_onnx
 from ptmq.models.backbone import get_backbone
 from ptmq.models.checkpoints import load_network
 
@@ -31,4 +31,4 @@ def normalization_of(backbone: str) -> Normalization:
 def export_fp32(backbone: str, weights: Path, shape: tuple[int, ...], out: Path) -> None:
     """Write a floating-point network as ONNX; it takes prepared images (batch, *shape), float32."""
     network: Any = load_network(backbone, weights).eval()
-    out.write_bytes(as_onnx(network, torch.zeros(2, *shape), backbone).SerializeToString())
+    out.write_bytes(as_onnx(network, torch.zeros(EXAMPLES, *shape), backbone).SerializeToString())

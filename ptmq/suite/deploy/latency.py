@@ -1,5 +1,6 @@
 """How long calls take, measured side by side, and what a session takes of time and memory to open."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 WARM_UP = 3  # calls of each case that are not timed
+FEWEST = 5  # calls of each case where time is short
 
 
 def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
@@ -16,14 +18,32 @@ def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict
 
     Round by round, each case once: what else the machine does hits all of them alike.
     """
-    times: dict[str, list[float]] = {name: [] for name in cases}
+    times = in_turn(list(cases.values()), repeats)
+    return {name: spread([1000 * second for second in taken]) for name, taken in zip(cases, times, strict=True)}
+
+
+def in_turn(
+    calls: Sequence[Callable[[], object]],
+    repeats: int,
+    settled: Callable[[], object] = lambda: None,
+    budget: float = math.inf,
+) -> list[list[float]]:
+    """Seconds of each call, round by round: `repeats` of each, or at least FEWEST in `budget` seconds.
+
+    settled: waits until what a call began is done.
+    """
+    times: list[list[float]] = [[] for _ in calls]
+    begin = time.perf_counter()
     for number in range(WARM_UP + repeats):
-        for name, call in cases.items():
+        if number >= WARM_UP + FEWEST and time.perf_counter() - begin > budget:
+            break
+        for call, taken in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
+            settled()
             if number >= WARM_UP:
-                times[name].append(1000 * (time.perf_counter() - start))
-    return {name: spread(found) for name, found in times.items()}
+                taken.append(time.perf_counter() - start)
+    return times
 
 
 def spread(values: list[float]) -> dict[str, float]:

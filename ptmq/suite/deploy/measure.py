@@ -27,8 +27,8 @@ from ptmq.network.model import MultiBitModel
 from ptmq.suite import run_record
 from ptmq.suite.deploy.files import export_fp32
 from ptmq.suite.deploy.latency import has_vnni, interleaved, opened, switching
+from ptmq.suite.evaluation import indices
 
-BATCH = 250
 BATCHES = (1, 32)  # images a call, of which latency is measured
 SIMULATED = 1000  # images on which the file is held against float64, which takes long
 
@@ -100,7 +100,7 @@ def parity(model: MultiBitModel, deployed: Deployed, width: BitWidth, images: Im
     simulation = simulate(model, width)
     model.set_bits(width.weight, width.activation)
     found: dict[str, list[Any]] = {"file": [], "model": [], "simulation": []}
-    for index in torch.arange(len(images)).split(BATCH):
+    for index in indices(images):
         x = images.batch(index)[0]
         found["file"].append(deployed(entering(deployed, images, index), str(width)))
         found["model"].append(model(x).numpy())
