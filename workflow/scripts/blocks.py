@@ -85,9 +85,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         axes[0, 0].text(0.5, 0.5, "no method reconstructs blocks", ha="center")
     for line, backbone in zip(axes, backbones, strict=False):
         mine = rows[rows.backbone == backbone]
-        for axis, width in zip(line, sorted(mine.width.unique()), strict=False):
+        widths = sorted(mine.width.unique())
+        for axis, width in zip(line, widths, strict=False):
             draw_errors(axis, mine[mine.width == width])
             axis.set_title(f"{backbone}, {width}")
+        for axis in line[len(widths) :]:
+            axis.set_axis_off()
     note = note_of(record["run"].get("dataset") for record in records)
     save(figure, out / "blocks", note)
     learned = rows[rows.h_after.notna() & (rows.method == "ptmq")]
