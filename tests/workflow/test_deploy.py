@@ -11,7 +11,11 @@ from tests.records import script
 def deployed(method: str, top1: float) -> dict:
     """A record as `ptmq.suite.deploy.measure` writes it."""
     times = {"median": 2.0, "low": 1.0, "high": 3.0}
-    latency = {"W4A4": times, "fp32": {**times, "median": 5.0}, "switching": {"same": 2.0, "other": 2.25, "extra": 0.25}}
+    latency = {
+        "W4A4": times,
+        "fp32": {**times, "median": 5.0},
+        "switching": {"same": 2.0, "other": 2.25, "extra": 0.25},
+    }
     line = {"width": "W4A4", "top1": top1, "model_top1": top1 + 1, "images": 100,
             "model": {"images": 100, "equal": 99.0, "largest_difference": 0.1},
             "simulation": {"images": 50, "equal": 100.0, "largest_difference": 0.0}}  # fmt: skip

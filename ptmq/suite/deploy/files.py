@@ -15,7 +15,12 @@ from ptmq.models.checkpoints import load_network
 
 
 def export_folder(
-    folder: Path, out: Path, width: str | None, uint8: bool = False, as_stored: bool = False, data_dir: str | None = None
+    folder: Path,
+    out: Path,
+    width: str | None,
+    uint8: bool = False,
+    as_stored: bool = False,
+    data_dir: str | None = None,
 ) -> Exported:
     """Write the model of a folder as ONNX.
 
@@ -39,7 +44,9 @@ def normalization_of(backbone: str) -> Normalization:
 def stored_as_bytes(run: dict[str, Any] | None, data_dir: str | None) -> bool:
     """Whether the pixels of a run's dataset are bytes. Raises InputError for a model that no run made."""
     if run is None:
-        raise InputError("--as-stored needs a model of a run, which names its dataset. Use --uint8 where images are bytes.")
+        raise InputError(
+            "--as-stored needs a model of a run, which names its dataset. Use --uint8 where images are bytes."
+        )
     backbone = get_backbone(run["backbone"]).complete()
     images = datasets.load(run["dataset"], "train", datasets.data_folder(data_dir), backbone)
     return images.pixels(torch.tensor([0])).dtype == torch.uint8
