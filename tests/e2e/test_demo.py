@@ -5,7 +5,6 @@ import functools
 import hashlib
 import http.server
 import json
-import os
 import shutil
 import subprocess
 import threading
@@ -49,7 +48,7 @@ def site(tmp_path_factory) -> Path:
     shutil.copytree(PAGE, folder, ignore=shutil.ignore_patterns("node_modules"))
     kept = PAGE / "node_modules"
     if kept.is_dir():
-        os.symlink(kept, folder / "node_modules")
+        (folder / "node_modules").symlink_to(kept)
         return folder
     command = ["npm", "install", "--prefix", str(folder), "--no-package-lock", "--no-audit", "--no-fund"]
     done = subprocess.run(command, capture_output=True, text=True)

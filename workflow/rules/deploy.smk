@@ -7,7 +7,9 @@ DEPLOYED = f"{OUT}/deploy/{RUN}.json"
 def onnx_files(wildcards):
     """The files of all runs that are calibrated for ONNX. Raises WorkflowError without any."""
     try:
-        return [ONNX.replace(RUN, name) for name in PLAN.needed_for_onnx([n for n in PLAN.for_onnx if n in PLAN.planned])]
+        return [
+            ONNX.replace(RUN, name) for name in PLAN.needed_for_onnx([n for n in PLAN.for_onnx if n in PLAN.planned])
+        ]
     except InputError as error:
         raise WorkflowError(str(error))
 

@@ -254,7 +254,8 @@ class Plan:
         kept = self.kept(self.records)
         made = {
             "collect": Report(  # one tidy row a backbone, method, variant, width and seed
-                "collect", {"records": self.records, "correct": kept, "deployed": self.deployed}, "Configuration", {"runs": [tidy["runs"]]},
+                "collect", {"records": self.records, "correct": kept, "deployed": self.deployed}, "Configuration",
+                {"runs": [tidy["runs"]]},
                 f"--root {{folder}} --out {{output}} {'--partial' if self.from_records else ''} {own} {others}",
             ),
             "tables": Report("tables", tidy, "Tables", {"tables": of_runs}, plain),

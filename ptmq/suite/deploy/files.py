@@ -15,17 +15,12 @@ from ptmq.models.checkpoints import load_network
 
 
 def export_folder(
-    folder: Path,
-    out: Path,
-    width: str | None,
-    uint8: bool = False,
-    as_stored: bool = False,
-    data_dir: str | None = None,
+    folder: Path, out: Path, width: str | None, uint8: bool, as_stored: bool = False, data_dir: str | None = None
 ) -> Exported:
     """Write the model of a folder as ONNX.
 
-    uint8: images are bytes, and the backbone's normalisation is in the file · as_stored: so they are where the pixels of
-    the dataset are bytes that the model was calibrated on.
+    uint8: images are bytes, and the backbone's normalisation is in the file · as_stored: so they are where the pixels
+    of the model's dataset are bytes.
     """
     model, info = load_model(folder)
     backbone = info["model"]["backbone"]
@@ -45,7 +40,7 @@ def stored_as_bytes(run: dict[str, Any] | None, data_dir: str | None) -> bool:
     """Whether the pixels of a run's dataset are bytes. Raises InputError for a model that no run made."""
     if run is None:
         raise InputError(
-            "--as-stored needs a model of a run, which names its dataset. Use --uint8 where images are bytes."
+            "--as-stored takes the dataset of the calibration, which this model does not name."
         )
     backbone = get_backbone(run["backbone"]).complete()
     images = datasets.load(run["dataset"], "train", datasets.data_folder(data_dir), backbone)
