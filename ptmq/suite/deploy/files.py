@@ -39,9 +39,7 @@ def normalization_of(backbone: str) -> Normalization:
 def stored_as_bytes(run: dict[str, Any] | None, data_dir: str | None) -> bool:
     """Whether the pixels of a run's dataset are bytes. Raises InputError for a model that no run made."""
     if run is None:
-        raise InputError(
-            "--as-stored takes the dataset of the calibration, which this model does not name."
-        )
+        raise InputError("--as-stored takes the dataset of the calibration, which this model does not name.")
     backbone = get_backbone(run["backbone"]).complete()
     images = datasets.load(run["dataset"], "train", datasets.data_folder(data_dir), backbone)
     return images.pixels(torch.tensor([0])).dtype == torch.uint8
