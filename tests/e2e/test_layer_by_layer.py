@@ -32,7 +32,7 @@ def model(images):
         torch.manual_seed(0)
         network = mobilenet_v2(width_mult=0.25, num_classes=10).eval()
         network.train()(images)  # statistics of BatchNorm that are not those of its first day
-    return ptmq.calibrate(network.eval(), images, "nearest_minmax", "W4A4, W8A8", target="onnx", progress=False)
+    return ptmq.calibrate(network.eval(), images, "nearest_minmax", ["W4A4", "W8A8"], target="onnx", progress=False)
 
 
 @pytest.mark.parametrize("width", ["W8A8", "W4A4"])

@@ -30,7 +30,7 @@ def model(digits):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = get_backbone("digits_resnet").network()
-    return ptmq.calibrate(network, digits[:32], "nearest_minmax", "W4A4, W8A8", target="onnx", progress=False)
+    return ptmq.calibrate(network, digits[:32], "nearest_minmax", ["W4A4", "W8A8"], target="onnx", progress=False)
 
 
 @pytest.mark.parametrize("width", ["W8A8", None])
