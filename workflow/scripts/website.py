@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,10 @@ class Results:
     def about(self) -> str:
         """What the profile's own file says above its first line, and what has to be known of its images."""
         profile = WORKFLOW / "config" / f"{self.folder.name}.yaml"
-        lines = profile.read_text().splitlines() if profile.exists() else []
-        comment = lines[: next((at for at, line in enumerate(lines) if not line.startswith("#")), 0)]
+        if not profile.exists():
+            told = WORKFLOW / "captions" / f"{self.folder.name}.rst"
+            return told.read_text() if told.exists() else ""
+        comment = takewhile(lambda line: line.startswith("#"), profile.read_text().splitlines())
         note = note_of(self.runs.dataset) if len(self.runs) else ""
         told = [" ".join(line.lstrip("# ") for line in comment), f"{note.capitalize()}." if note else ""]
         return " ".join(filter(None, told))
@@ -161,23 +164,30 @@ def leaderboard(folders: Sequence[Results]) -> list[Table]:
     tests = [each.runs.assign(profile=each.address) for each in folders if len(each.runs)]
     runs = pd.concat(tests) if tests else pd.DataFrame(columns=["label", "split", "variant"])
     runs = runs[(runs.label == MULTI) & (runs.split == "test") & (runs.variant == "default")]
-    return [ranked(f"{dataset}, {backbone}", group) for (dataset, backbone), group in runs.groupby(["dataset", "backbone"])]
+    return [
+        ranked(f"{dataset}, {backbone}", group) for (dataset, backbone), group in runs.groupby(["dataset", "backbone"])
+    ]
 
 
 def ranked(name: str, runs: pd.DataFrame) -> Table:
-    """One network's methods, those with the best mean over the widths of its groups first."""
+    """One network's methods, those with the best mean over the widths that all of them have first."""
     served = runs[runs.in_groups.astype(bool)]
+    keys = ["profile", "method"]
+    counts = served.drop_duplicates([*keys, "width"]).width.value_counts()
+    shared = counts.index[counts == counts.max()]
     widths, rows = widths_of(served), []
-    for (profile, method), group in served.groupby(["profile", "method"]):
+    for (profile, method), group in served.groupby(keys):
         cells = {width: over_seeds(each) for width, each in group.groupby("width")}
-        mean = group.groupby("width").top1.mean().mean() if len(cells) == len(widths) else None
+        mean = group[group.width.isin(shared)].groupby("width").top1.mean().mean()
         rows.append([
             Cell((style_of_method(str(method)) or [method])[0]), number(mean, 2), *(cells.get(w, Cell("")) for w in widths),
             number(group.bits_per_weight.mean(), 2), number(group.seconds.mean(), 0), number(group.labels.max() or None, 0),
             number(group.seed.nunique(), 0), Cell(profile, profile, f"{profile}/index.html"),
         ])  # fmt: skip
     rows.sort(key=lambda row: -float(row[1].order or 0))
-    return Table(name, ["method", "mean", *widths, "bits a weight", "s", "labels", "seeds", "profile"], rows)
+    header = ["method", "mean", *widths, "bits a weight", "s", "labels", "seeds", "profile"]
+    filled = [at for at in range(len(header)) if any(row[at].text for row in rows)]
+    return Table(name, [header[at] for at in filled], [[row[at] for at in filled] for row in rows])
 
 
 def caption(name: str) -> str:
@@ -207,7 +217,9 @@ def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 def listed(name: str, lines: Sequence[Mapping[str, Any]]) -> list[Table]:
     """A list of a record as a table, none where it is empty."""
-    header = list(dict.fromkeys(key for line in lines for key, value in line.items() if not isinstance(value, list | dict)))
+    header = list(
+        dict.fromkeys(key for line in lines for key, value in line.items() if not isinstance(value, list | dict))
+    )
     rows = [[cell(str(line.get(key, ""))) for key in header] for line in lines]
     return [Table(name, header, rows)] if rows else []
 

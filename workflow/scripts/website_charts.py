@@ -11,10 +11,10 @@ from tables import KEYS, ordered
 MANY = 12  # lines, above which variants are shown when they are asked for
 LAYOUT = {
     "template": None,
-    "margin": {"l": 55, "r": 15, "t": 15, "b": 45},
+    "margin": {"l": 55, "r": 15, "t": 15, "b": 90},
     "height": 460,
     "hovermode": "closest",
-    "legend": {"orientation": "h", "y": -0.18},
+    "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
 }
 
 
@@ -28,15 +28,15 @@ class Chart:
     layout: dict[str, Any]
 
 
-def axis(title: str, **more: Any) -> dict[str, Any]:
-    """An axis with its title and a light grid."""
-    return {"title": {"text": title}, "gridcolor": "#e5e5e5", "automargin": True, **more}
+def axis(**more: Any) -> dict[str, Any]:
+    """An axis with a light grid; the heading above a chart says what it shows."""
+    return {"gridcolor": "#e5e5e5", "automargin": True, **more}
 
 
 def charts_of(runs: pd.DataFrame) -> Iterator[Chart]:
     """Of every network: accuracy against width, against what is stored, and against seconds."""
     for backbone, group in runs.groupby("backbone", sort=False):
-        quantized = group[group.method != "fp32"]
+        quantized = group[(group.method != "fp32") & group.in_groups.astype(bool)]
         if quantized.empty:
             continue
         yield against_width(str(backbone), quantized)
@@ -44,16 +44,19 @@ def charts_of(runs: pd.DataFrame) -> Iterator[Chart]:
             ("bits_per_weight", "bits a weight, all widths together", False),
             ("seconds_all", "seconds for all widths", True),
         ):
-            known = quantized[quantized[column].notna() & (quantized[column] > 0) & quantized.in_groups.astype(bool)]
+            known = quantized[quantized[column].notna() & (quantized[column] > 0)]
             if len(known):
                 yield against_cost(str(backbone), known, column, title, log)
 
 
 def against_width(backbone: str, runs: pd.DataFrame) -> Chart:
-    """A line for each method; the legend hides and shows them."""
+    """A line for each method, at the widths of the bit groups; the legend hides and shows them."""
     widths = list(runs.sort_values(["w_bits", "a_bits"]).width.drop_duplicates())
     keys = list(ordered(runs[KEYS].drop_duplicates()).itertuples(index=False, name=None))
-    data = []
+    ceiling = [float(runs.fp_top1.iloc[0])] * len(widths)
+    data: list[dict[str, Any]] = [
+        {"name": "FP32", "mode": "lines", "x": widths, "y": ceiling, "line": {"color": "#000000", "dash": "dot"}}
+    ]
     for key in keys:
         rows = runs[(runs[KEYS] == key).all(axis=1)]
         points = rows.groupby(["w_bits", "a_bits", "width"], as_index=False).agg(
@@ -69,8 +72,8 @@ def against_width(backbone: str, runs: pd.DataFrame) -> Chart:
             **({} if variant != "default" else {"line": {"color": style_of(method)[1]}}),
         })  # fmt: skip
     lines = {"categoryorder": "array", "categoryarray": widths}
-    layout = {**LAYOUT, "xaxis": axis("width", **lines), "yaxis": axis("top-1 [%]")}
-    return Chart(f"{backbone}: accuracy against width", "accuracy", data, layout)
+    layout = {**LAYOUT, "xaxis": axis(**lines), "yaxis": axis()}
+    return Chart(f"{backbone}: top-1 [%] against width", "accuracy", data, layout)
 
 
 def against_cost(backbone: str, runs: pd.DataFrame, column: str, title: str, log: bool) -> Chart:
@@ -89,9 +92,9 @@ def against_cost(backbone: str, runs: pd.DataFrame, column: str, title: str, log
             "marker": {"size": 9, "color": [style_of(method)[1] for method in points.method]},
             "visible": "legendonly" if data else True,
         })  # fmt: skip
-    layout = {**LAYOUT, "xaxis": axis(title, type="log" if log else "linear"), "yaxis": axis("top-1 [%]"),
+    layout = {**LAYOUT, "xaxis": axis(type="log" if log else "linear"), "yaxis": axis(),
               "showlegend": True}  # fmt: skip
-    return Chart(f"{backbone}: accuracy against {title}", "cost" if log else "frontier", data, layout)
+    return Chart(f"{backbone}: top-1 [%] against {title}", "cost" if log else "frontier", data, layout)
 
 
 def losses(record: Mapping[str, Any]) -> Chart | None:
@@ -102,5 +105,5 @@ def losses(record: Mapping[str, Any]) -> Chart | None:
     if not curves:
         return None
     data = [{"name": name, "type": "scatter", "mode": "lines", "y": curve} for name, curve in curves.items()]
-    layout = {**LAYOUT, "xaxis": axis("part of the iterations"), "yaxis": axis("loss", type="log")}
-    return Chart("Loss while learning", "", data, layout)
+    layout = {**LAYOUT, "xaxis": axis(), "yaxis": axis(type="log")}
+    return Chart("Loss against iterations, in equal parts", "", data, layout)

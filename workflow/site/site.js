@@ -10,7 +10,7 @@ function columnsToChoose(table) {
   return [...table.tHead.rows[0].cells].flatMap((_, at) => {
     const texts = new Set(rows.map((row) => row.cells[at].textContent));
     const words = [...texts].every((text) => text === "" || /^[^\d±+-]/.test(text));
-    return words && texts.size > 1 && texts.size <= CHOICES ? [at] : [];
+    return words && texts.size > 1 && texts.size <= CHOICES && texts.size < rows.length ? [at] : [];
   });
 }
 
@@ -52,6 +52,7 @@ document.querySelectorAll("table.sortable").forEach(async (table) => {
 document.querySelectorAll("figure.chart").forEach((figure) => {
   const { data, layout } = JSON.parse(figure.querySelector("script").textContent);
   const place = figure.appendChild(document.createElement("div"));
+  if (figure.clientWidth < 600) layout.height *= 1.4; // the legend has more lines there
   Plotly.newPlot(place, data, layout, { responsive: true, displaylogo: false });
   place.on("plotly_click", ({ points: [point] }) => {
     if (point.customdata) location.href = `${document.body.dataset.root}/${point.customdata}`;
