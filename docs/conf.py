@@ -24,7 +24,9 @@ html_theme = "pydata_sphinx_theme"
 html_title = project
 html_show_sourcelink = False
 html_copy_source = False
+html_context = {"default_mode": "light"}  # as the results are
 html_theme_options = {
+    "navbar_end": [],
     "navbar_align": "left",
     "show_prev_next": False,
     "secondary_sidebar_items": ["page-toc"],

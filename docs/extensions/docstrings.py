@@ -4,13 +4,15 @@ import re
 
 from sphinx.application import Sphinx
 
+BAR = re.compile(r"`[^`]*`|\|")  # |x| is no reference, but code stays as it is
 ITEM = re.compile(r"(?:^|\n| · )([\w, ]{1,40}): ")
 
 
 def items(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     """Rewrite the lines of a docstring, in place."""
-    paragraphs = "\n".join(lines).strip().split("\n\n")
-    lines[:] = "\n\n".join(map(itemised, paragraphs)).split("\n")
+    text = BAR.sub(lambda match: "\\|" if match[0] == "|" else match[0], "\n".join(lines))
+    summary, *paragraphs = text.strip().split("\n\n")
+    lines[:] = "\n\n".join([summary, *map(itemised, paragraphs)]).split("\n")
 
 
 def itemised(paragraph: str) -> str:

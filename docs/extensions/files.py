@@ -12,17 +12,16 @@ from pygments.util import ClassNotFound
 from sphinx.application import Sphinx
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-LINK = re.compile(r"\]\(((?:\.\./)+[^)\s#]+)")
+LINK = re.compile(r"(?<=\]\()(?:\.\./)+[^)\s#]+")
 PUBLISHED = Path("results/published")
 DRAWN = {".png", ".svg"}  # these Sphinx copies
 
 
-def linked(text: str, page: Path) -> Iterator[tuple[str, Path]]:
-    """Every link of a page that leads out of docs/: as it is written, and the path in the project."""
-    for match in LINK.finditer(text):
-        path = (page.parent / match[1]).resolve()
-        if path.suffix not in DRAWN and path.exists() and not path.is_relative_to(PROJECT / "docs"):
-            yield match[1], path.relative_to(PROJECT)
+def linked(written: str, page: Path) -> Path | None:
+    """The path in the project that a link of a page leads to; None where it is a page or a drawing."""
+    path = (page.parent / written).resolve()
+    outside = path.exists() and not path.is_relative_to(PROJECT / "docs")
+    return path.relative_to(PROJECT) if outside and path.suffix not in DRAWN else None
 
 
 def address(path: Path) -> str:
@@ -34,15 +33,20 @@ def address(path: Path) -> str:
 
 def rewrite(app: Sphinx, docname: str, source: list[str]) -> None:
     """Make the links of a page lead to these."""
-    up = "../" * docname.count("/")
-    for written, path in set(linked(source[0], Path(app.env.doc2path(docname)))):
-        source[0] = source[0].replace(f"]({written}", f"](file-page:{up}{address(path)}")
+    page, up = Path(app.env.doc2path(docname)), "../" * docname.count("/")
+
+    def led(match: re.Match) -> str:
+        path = linked(match[0], page)
+        return f"file-page:{up}{address(path)}" if path else match[0]
+
+    source[0] = LINK.sub(led, source[0])
 
 
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, str], str]]:
     """The pages of all linked files, and of the files in linked folders."""
-    texts = {page: page.read_text() for page in map(Path, map(app.env.doc2path, app.env.found_docs))}
-    found = {path for page, text in texts.items() for _, path in linked(text, page)}
+    found: set[Path] = set()
+    for page in map(Path, map(app.env.doc2path, app.env.found_docs)):
+        found |= {path for written in LINK.findall(page.read_text()) if (path := linked(written, page))}
     found = {path for path in found if not path.is_relative_to(PUBLISHED)}
     for folder in [path for path in found if (PROJECT / path).is_dir()]:
         found |= {each.relative_to(PROJECT) for each in (PROJECT / folder).iterdir() if each.is_file()}

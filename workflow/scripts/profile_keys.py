@@ -1,6 +1,7 @@
 """The keys of a profile as rows of a table, from the JSON schema that checks profiles."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,8 +14,7 @@ HEADER = ["key", "value", "default", "what it is"]
 
 def rows() -> list[list[str]]:
     """One row a key: its name with those above it, its value, its default, what it is."""
-    with open(SCHEMA) as file:
-        return list(_rows(yaml.safe_load(file)))
+    return list(_rows(yaml.safe_load(Path(SCHEMA).read_text())))
 
 
 def _rows(schema: Mapping[str, Any], above: str = "") -> Iterator[list[str]]:
@@ -23,7 +23,12 @@ def _rows(schema: Mapping[str, Any], above: str = "") -> Iterator[list[str]]:
         if above and "properties" in part:  # shared with the level above, where its own keys stand
             part = {key: value for key, value in part.items() if key != "properties"}
         default = "needed" if name in needed else code(part["default"]) if "default" in part else ""
-        yield [f"`{above}{name}`", value(part), default, part.get("description", "").replace("<profile>", "`<profile>`")]
+        yield [
+            f"`{above}{name}`",
+            value(part),
+            default,
+            part.get("description", "").replace("<profile>", "`<profile>`"),
+        ]
         yield from _rows(part, f"{above}{name}.")
         each = part.get("additionalProperties")
         if name in NAMES and isinstance(each, dict):

@@ -53,14 +53,16 @@ def against_width(backbone: str, runs: pd.DataFrame) -> Chart:
     """A line for each method, at the widths of the bit groups; the legend hides and shows them."""
     widths = list(runs.sort_values(["w_bits", "a_bits"]).width.drop_duplicates())
     keys = list(ordered(runs[KEYS].drop_duplicates()).itertuples(index=False, name=None))
+    groups = dict(list(runs.groupby(KEYS)))
     ceiling = [float(runs.fp_top1.iloc[0])] * len(widths)
     data: list[dict[str, Any]] = [
         {"name": "FP32", "mode": "lines", "x": widths, "y": ceiling, "line": {"color": "#000000", "dash": "dot"}}
     ]
     for key in keys:
-        rows = runs[(runs[KEYS] == key).all(axis=1)]
-        points = rows.groupby(["w_bits", "a_bits", "width"], as_index=False).agg(
-            top1=("top1", "mean"), deviation=("top1", "std"), page=("page", "first")
+        points = (
+            groups[key]
+            .groupby(["w_bits", "a_bits", "width"], as_index=False)
+            .agg(top1=("top1", "mean"), deviation=("top1", "std"), page=("page", "first"))
         )
         _, method, variant = key
         hidden = len(keys) > MANY and variant != "default"
