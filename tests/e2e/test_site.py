@@ -10,7 +10,7 @@ import website
 
 from tests.toys import ROOT
 
-CHROMIUM = next(filter(Path.exists, map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser"))), None)
+CHROMIUM = next(filter(Path.exists, map(Path, ("/usr/bin/chromium", "/usr/bin/google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PROFILE = "results/cifar10/index.html"
 RUN = "results/cifar10/records/resnet20/ptmq/default/multi/seed0.html"

@@ -58,6 +58,15 @@ def test_the_python_of_the_pages_on_use_and_mlflow_runs(project):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_results_become_a_site(project):
+    done = snakemake(project, "site", "--config", QUICK)
+    assert done.returncode == 0, done.stderr
+    site = project / "results/digits/site"
+    top1 = pd.read_csv(project / "results/digits/runs.csv").top1.iloc[0]
+    assert f"{top1:.2f}" in (site / "digits/index.html").read_text()
+    assert (site / "digits/records/digits_resnet/ptmq/default/multi/seed0.html").exists()
+
+
 # ---------------------------------------------------------------- what a change would run again
 @contextmanager
 def changed(path, text: str):
