@@ -8,6 +8,7 @@ rule site:
     input:
         f"{OUT}/runs.csv",
         ARTIFACTS,
+        CHILDREN,
     output:
         f"{OUT}/site/index.html",
     log:
@@ -17,7 +18,9 @@ rule site:
         "../../environment.yml"
     params:
         code=code_sha256(SCRIPTS / "website.py", *TEMPLATES),
-        results=" ".join([OUT, *([PLAN.published] if PLAN.published else [])]),
-        out=lambda wildcards, output: os.path.dirname(output[0]),
+        own=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
+        published=PLAN.published or "",
     shell:
-        logged("python $PTMQ_PROJECT/workflow/scripts/website.py --out {params.out} {params.results}")
+        logged(
+            "python $PTMQ_PROJECT/workflow/scripts/website.py --out {params.own}/site {params.own} {params.published}"
+        )
