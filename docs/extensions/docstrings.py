@@ -9,7 +9,9 @@ ITEM = re.compile(r"(?:^|\n| · )([\w, ]{1,40}): ")
 
 
 def items(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Rewrite the lines of a docstring, in place."""
+    """Rewrite the lines of a docstring, in place; that of a module is prose."""
+    if what == "module":
+        return
     text = BAR.sub(lambda match: "\\|" if match[0] == "|" else match[0], "\n".join(lines))
     summary, *paragraphs = text.strip().split("\n\n")
     lines[:] = "\n\n".join([summary, *map(itemised, paragraphs)]).split("\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import website
 
+from tests.links import Named
 from tests.toys import ROOT
 
 CHROMIUM = next(filter(Path.exists, map(Path, ("/usr/bin/chromium", "/usr/bin/google-chrome"))), None)
@@ -79,6 +80,20 @@ def ready(page, name: str):
 
 def column(table, at: int) -> list[str]:
     return table.locator(f"tbody tr td:nth-child({at + 1})").all_inner_texts()
+
+
+# ---------------------------------------------------------------- links
+def test_every_link_of_a_page_leads_to_a_page_and_a_place_in_it(site):
+    pages = {page: Named(page) for page in sorted(site.rglob("*.html")) if "_static" not in page.parts}
+    addresses = [(page, address) for page, named in pages.items() for address in named.addresses]
+    inner = [(page, *address.partition("#")[::2]) for page, address in addresses if "://" not in address]
+    assert len(inner) > 10 * len(pages) and len(pages) > 300
+    lost = []
+    for page, path, place in inner:
+        target = (page.parent / path.partition("?")[0]).resolve() if path else page
+        known = not place or target not in pages or place in pages[target].places
+        lost += [] if target.is_file() and known else [(page.relative_to(site), path, place)]
+    assert lost == []
 
 
 # ---------------------------------------------------------------- tables

@@ -3,28 +3,16 @@
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import website
 import website_tables
 
+from tests.links import Named
+
 ROOT = Path(__file__).parents[2]
 PROFILE = "imagenet_subset"  # few records
-ADDRESSES = {"href", "src"}
-
-
-class Links(HTMLParser):
-    """The addresses that a page names."""
-
-    def __init__(self, page: Path):
-        super().__init__()
-        self.found: list[str] = []
-        self.feed(page.read_text())
-
-    def handle_starttag(self, tag, attrs):
-        self.found += [value for name, value in attrs if name in ADDRESSES and not value.startswith("data:")]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +44,7 @@ def test_every_record_has_a_page_and_lies_beside_it(site, published):
 
 def test_every_link_leads_to_a_file_of_the_site(site):
     pages = sorted(site.rglob("*.html"))
-    linked = [(page, address) for page in pages for address in Links(page).found]
+    linked = [(page, address) for page in pages for address in Named(page).addresses]
     assert len(linked) > 10 * len(pages)
     lost = [(page, address) for page, address in linked if not (page.parent / address).resolve().is_file()]
     assert lost == []
