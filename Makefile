@@ -23,6 +23,7 @@ paper: $(READY)
 	$(BIN)/snakemake --cores 1 paper
 
 docs: $(READY)
+	rm -rf docs/_build
 	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
 	PYTHONPATH=. $(BIN)/python workflow/scripts/website.py --out docs/_build/html/results results/published/*
 	@echo "Open docs/_build/html/index.html"
