@@ -1,7 +1,7 @@
 # make reproduce: the tables and figures of the embedded default · make test: the tests · make test-all: those that
 # run the workflow from end to end, too · make lint: style, imports, types · make paper: the published tables and figures
-# from their records · make publish PROFILE=...: one's own records become published ones · make demo: a page that runs
-# an exported file in the browser. All set up first.
+# from their records · make docs: the documentation and the published results as a site · make demo: a page that runs an
+# exported file in the browser · make publish PROFILE=...: one's own records become published ones. All set up first.
 
 PYTHON ?= python3
 CORES ?= 8
@@ -12,7 +12,7 @@ PROFILE ?= cifar10
 # Two processes; tests that look at one run of the workflow, or at one calibration, stay in one of them.
 TOGETHER := -n 2 --dist loadfile
 
-.PHONY: setup reproduce paper publish demo test test-all crash slurm kubernetes lint clean
+.PHONY: setup reproduce paper docs demo publish test test-all crash slurm kubernetes lint clean
 
 reproduce: $(READY)
 	$(BIN)/snakemake --cores $(CORES) all
@@ -21,6 +21,12 @@ reproduce: $(READY)
 
 paper: $(READY)
 	$(BIN)/snakemake --cores 1 paper
+
+docs: $(READY)
+	rm -rf docs/_build
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	PYTHONPATH=. $(BIN)/python workflow/scripts/website.py --out docs/_build/html/results results/published/*
+	@echo "Open docs/_build/html/index.html"
 
 publish: $(READY)
 	PYTHONPATH=. $(BIN)/python workflow/scripts/publish.py --profile $(PROFILE)
@@ -63,7 +69,7 @@ $(READY): pyproject.toml
 	  { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up .venv: about 6 GB, a few minutes on the first run"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --upgrade --progress-bar on -e '.[workflow,onnx,dev]'
+	$(BIN)/python -m pip install --upgrade --progress-bar on -e '.[workflow,onnx,docs,dev]'
 	@touch $@
 
 clean:

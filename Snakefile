@@ -31,6 +31,7 @@ if not FROM_RECORDS:
 
 include: "workflow/rules/report.smk"
 include: "workflow/rules/mlflow.smk"
+include: "workflow/rules/site.smk"
 
 
 rule all:

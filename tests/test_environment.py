@@ -26,5 +26,12 @@ def test_conda_and_pip_agree():
     assert pins_of_conda() == pins_of_pyproject()
 
 
+def test_the_citation_is_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == project["version"] and citation["license"] == project["license"]
+    assert f"## [{citation['version']}] - {citation['date-released']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_the_installed_versions_are_the_pinned_ones():
     assert {name: version(name) for name in pins_of_pyproject()} == pins_of_pyproject()

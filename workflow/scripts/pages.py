@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 
 import pandas as pd
+import profile_keys
 from intervals import Estimate
 from paired import Missing, Runs
 from tables import MULTI, with_width
@@ -280,8 +281,13 @@ def errors(published: Published, profile: str, backbone: str, width: str, *pairs
     return markdown([f"error at {width}", *units], body)
 
 
+def keys(published: Published) -> str:
+    """The keys of a profile, from the schema."""
+    return markdown(profile_keys.HEADER, profile_keys.rows())
+
+
 NUMBERS = {each.__name__: each for each in (top1, difference, lead, undecided, cell, span, times, record, hours)}
-TABLES = {each.__name__: each for each in (table, pivot, headline, claims, errors)}
+TABLES = {each.__name__: each for each in (table, pivot, headline, claims, errors, keys)}
 
 
 # ---------------------------------------------------------------- pages
