@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import forest
 import matplotlib.pyplot as plt
 import pandas as pd
 from collect import KEYS, NAME, rows_of_record
@@ -18,9 +19,6 @@ from intervals import Estimate
 from paired import Missing, Runs
 from style import save
 from tables import mean_sd, note_of, with_width, write
-
-SHOWN = 3  # widths whose change is shown, lowest first
-FILLS = (("#0072B2", ""), ("#E69F00", "///"), ("#009E73", "..."))  # colour, and hatch for reading in grey
 
 
 def change(paired: Runs, variant: str, width: str) -> Estimate:
@@ -37,7 +35,7 @@ def row_of(runs: pd.DataFrame, paired: Runs, method: str, variant: str) -> dict:
     row = {"backbone": part.backbone.iloc[0], "method": method, "variant": variant, "seeds": part.seed.nunique()}
     row |= {width: mean_sd(part[part.width == width].top1) for width in widths_of(runs) if (part.width == width).any()}
     if method == "ptmq" and variant != "default":
-        found = {width: change(paired, variant, width) for width in widths_of(runs)[:SHOWN]}
+        found = {width: change(paired, variant, width) for width in widths_of(runs)[: forest.WIDTHS]}
         row |= {f"change {width}": str(points) for width, points in found.items() if points.n}
     if pd.notna(part.rounding_values.iloc[0]):  # hard rounding values take one bit each
         row["R [KiB]"] = f"{part.rounding_values.iloc[0] / 8 / 1024:.2f}"
@@ -60,17 +58,15 @@ def widths_of(runs: pd.DataFrame) -> list[str]:
 
 
 def draw(axes, runs: pd.DataFrame) -> None:
-    """Change from the default at the lowest widths, with 95 % intervals."""
+    """Change from the default at the lowest widths, a row a variant, with 95 % intervals."""
     paired = Runs(runs, runs.backbone.iloc[0])
     variants = [v for v in runs[runs.method == "ptmq"].variant.drop_duplicates() if v != "default"]
-    for number, (width, (colour, hatch)) in enumerate(zip(widths_of(runs)[:SHOWN], FILLS, strict=False)):
-        found = [change(paired, variant, width) for variant in variants]
-        places = [place + 0.25 * (number - 1) for place in range(len(variants))]
-        axes.barh(places, [e.mean for e in found], 0.22, color=colour, hatch=hatch, edgecolor="white", label=width)
-        known = [(e.mean, place, e.half()) for e, place in zip(found, places, strict=True) if e.n > 1]
-        if known:  # no interval from one seed
-            x, y, half = zip(*known, strict=True)
-            axes.errorbar(x, y, xerr=half, color="black", linestyle="none", linewidth=1, capsize=2)
+    for number, width in enumerate(widths_of(runs)[: forest.WIDTHS]):
+        for row, variant in enumerate(variants):
+            found = change(paired, variant, width)
+            if found.n:
+                forest.point(axes, found, row, number)
+        forest.name(axes, width, number)
     axes.axvline(0, color="black", linewidth=1)
     seeds = runs[runs.method == "ptmq"].groupby("variant").seed.nunique()
     axes.set_yticks(range(len(variants)), [f"{v} (n = {seeds[v]})" for v in variants])

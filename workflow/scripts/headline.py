@@ -7,10 +7,11 @@ intervals; hollow with one seed. Two panels beside them: the stored bits a weigh
 calibration over those of QDrop.
 """
 
-import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import forest
 import matplotlib.pyplot as plt
 import pandas as pd
 from accuracy import KINDS, kind_of
@@ -19,9 +20,6 @@ from style import label_of, save
 from tables import KEYS, cost, method_order, note_of, runs_and_folder
 
 REFERENCE = "qdrop"
-BITS = 3  # of the widths, lowest first, that are compared
-COLOURS = ("#0072B2", "#E69F00", "#009E73")  # of the widths
-MARKERS = ("o", "s", "^")  # of the widths, then of the networks
 LIMIT = -12  # points: what lies further below is drawn at the edge
 
 
@@ -34,23 +32,12 @@ def rows_of(runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 def draw_differences(axes, runs: Runs, rows: Sequence[tuple[str, str]]) -> None:
     """One network: every method's difference to the reference, a point a width."""
-    for number, (width, colour, marker) in enumerate(zip(runs.groups[:BITS], COLOURS, MARKERS, strict=False)):
-        for y, (method, variant) in enumerate(rows):
-            try:
+    for number, width in enumerate(runs.groups[: forest.WIDTHS]):
+        for row, (method, variant) in enumerate(rows):
+            with suppress(Missing):
                 found = runs.difference((method, width, variant), (REFERENCE, width))
-            except Missing:
-                continue
-            half = found.half() if math.isfinite(found.half()) else None
-            place = y + 0.22 * (number - 1)
-            style = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "none"}
-            if half is None:
-                style["markerfacecolor"] = "white"
-            if found.mean < LIMIT:
-                axes.plot([LIMIT], [place], **style | {"marker": "<"})
-                axes.annotate(f"{found.mean:.0f}", (LIMIT, place), (4, -3), textcoords="offset points", fontsize=6)
-            else:
-                axes.errorbar([found.mean], [place], xerr=half, capsize=2, **style)
-        axes.plot([], [], color=colour, marker=marker, linestyle="none", label=width)
+                forest.point(axes, found, row, number, LIMIT)
+        forest.name(axes, width, number)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_xscale("symlog", linthresh=0.5)
     axes.set_xlim(LIMIT * 1.15, 2)
@@ -61,7 +48,7 @@ def draw_differences(axes, runs: Runs, rows: Sequence[tuple[str, str]]) -> None:
 
 def draw_costs(bits, seconds, costs: pd.DataFrame, backbones: Sequence[str], rows: Sequence[tuple[str, str]]) -> None:
     """The two panels of costs: a marker a network."""
-    for backbone, marker in zip(backbones, MARKERS, strict=False):
+    for backbone, marker in zip(backbones, forest.MARKERS, strict=False):
         reference = costs.loc[(backbone, REFERENCE, "default")]
         style = {"color": "#555555", "marker": marker, "markersize": 5, "linestyle": "none"}
         known = [(y, costs.loc[(backbone, *row)]) for y, row in enumerate(rows) if (backbone, *row) in costs.index]
@@ -99,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for axes in [*panels[0, :1].tolist(), seconds]:
         handles, labels = axes.get_legend_handles_labels()
         place = "outside lower right" if axes is seconds else "outside lower left"
-        figure.legend(handles, labels, ncols=BITS, fontsize="small", loc=place, frameon=False)
+        figure.legend(handles, labels, ncols=len(backbones) + 1, fontsize="small", loc=place, frameon=False)
     save(figure, out / "headline", note_of(runs.dataset))
 
 
