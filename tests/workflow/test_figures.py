@@ -88,22 +88,22 @@ def test_the_legend_says_what_lies_below_the_axis(results):
         assert {"FlexRound (below)", "PTMQ"} <= {text.get_text() for text in axes.get_legend().get_texts()}
 
 
-def test_blocks_draw_the_error_of_every_block_and_the_rounding_before_and_after(results):
-    body = record("ptmq", BOTH, seed=2)
-    units = [("stem", 0.2, 0.1), ("layer1.0", 0.5, 0.3)]
-    body["units"] = [
-        {"unit": name, "iterations": 5, "loss": [], "error_before": {"W3A3": before}, "error_after": {"W3A3": after},
-         "h_before": [5, 5], "h_after": [9, 1]}
-        for name, before, after in units
-    ]  # fmt: skip
-    path = results.add(body)
+def test_blocks_draw_the_error_of_every_block_over_qdrops_and_the_rounding_before_and_after(results):
+    paths = []
+    for method, errors in (("ptmq", (0.1, 0.3)), ("qdrop", (0.2, 0.2))):
+        body = record(method, BOTH, seed=2)
+        body["units"] = [
+            {"unit": name, "iterations": 5, "loss": [], "error_before": {"W3A3": 1.0}, "error_after": {"W3A3": after},
+             "h_before": [5, 5], "h_after": [9, 1]}
+            for name, after in zip(("stem", "layer1.0"), errors, strict=True)
+        ]  # fmt: skip
+        paths.append(results.add(body))
     with figures("blocks") as found:
-        script("blocks", "--out", results.root, "--records", path)
+        script("blocks", "--out", results.root, "--records", *paths)
     axes = found["blocks"].axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["stem", "layer1.0"]
-    lines = drawn(axes)
-    assert lines["PTMQ"] == ([0, 1], [0.1, 0.3])
-    assert lines["PTMQ, before learning the block"] == ([0, 1], [0.2, 0.5])
+    lines = {label: y for label, (_, y) in drawn(axes).items()}
+    assert lines["PTMQ"] == pytest.approx([0.5, 1.5]) and lines["QDrop"] == pytest.approx([1.0, 1.0])
     shares = {patch.get_label(): list(patch.get_data().values) for patch in found["rounding"].axes[0].patches}
     assert shares == {"before learning": [50.0, 50.0], "after learning": [90.0, 10.0]}
 

@@ -2,9 +2,9 @@
 
     blocks.py --out results/cifar10/figures --records RECORD ...
 
-The error of a block is the mean squared error of its output on what the quantized blocks before it give; methods that
-reconstruct layers have none at these widths. Written to blocks.* and rounding.*; the mean over the seeds with a band of
-one standard deviation.
+The error of a block is the mean squared error of its output on what the quantized blocks before it give, drawn over
+that of QDrop, or of PTMQ where QDrop was not run; methods that reconstruct layers have none at these widths. Written to
+blocks.* and rounding.*; the mean over the seeds with a band of one standard deviation.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ import pandas as pd
 from style import label_of, save, style_of
 from tables import method_order, note_of, records_and_folder
 
-COLUMNS = ["backbone", "method", "seed", "unit", "width", "before", "after", "h_before", "h_after"]
+COLUMNS = ["backbone", "method", "seed", "unit", "width", "after", "h_before", "h_after"]
+REFERENCES = ("qdrop", "ptmq")  # errors are drawn over those of the first of them that was run
 SHOWN = 2  # widths of the bit groups, lowest first
 
 
@@ -28,33 +29,33 @@ def units(records: list[dict]) -> pd.DataFrame:
             for width in set(shown) & set(unit["error_after"]):
                 rows.append({
                     "backbone": run["backbone"], "method": run["method"], "seed": run["seed"], "unit": unit["unit"],
-                    "width": width, "before": unit["error_before"][width], "after": unit["error_after"][width],
+                    "width": width, "after": unit["error_after"][width],
                     "h_before": unit.get("h_before") or None, "h_after": unit.get("h_after") or None,
                 })  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def draw_errors(axes, rows: pd.DataFrame) -> None:
-    """Error after learning, block by block, of every method that learns blocks at this width; PTMQ's before, too."""
+    """Errors after learning, block by block, of every method that learns blocks at this width, over the reference's."""
     rows = rows.drop_duplicates(["method", "seed", "unit"], keep="last")  # of two passes the second
-    names = max((list(part.unit.drop_duplicates()) for _, part in rows.groupby("method")), key=len)
-
-    def line(part: pd.DataFrame, column: str, label: str, **style) -> None:
-        found = part.groupby("unit")[column].agg(["mean", "std"]).reindex([n for n in names if n in set(part.unit)])
-        places, spread = [names.index(unit) for unit in found.index], found["std"].fillna(0)
-        axes.plot(places, found["mean"], label=label, **style)
-        low = (found["mean"] - spread).clip(lower=found["mean"] / 10)  # the axis is logarithmic
-        axes.fill_between(places, low, found["mean"] + spread, color=style["color"], alpha=0.2, linewidth=0)
-
+    reference = next((name for name in REFERENCES if name in set(rows.method)), rows.method.iloc[0])
+    base = rows[rows.method == reference].groupby("unit", sort=False).after.mean()
+    names = list(base.index)
     for method, part in sorted(rows.groupby("method"), key=lambda item: method_order(item[0])):
-        _, colour, marker, style = style_of(method)
-        if method == "ptmq":
-            before = {"color": "#999999", "marker": ".", "linestyle": "--"}
-            line(part, "before", f"{label_of(method)}, before learning the block", **before)
-        line(part, "after", label_of(method), color=colour, marker=marker, linestyle=style, markersize=4)
+        _, colour, marker, line = style_of(method)
+        found = part.assign(ratio=part.after / part.unit.map(base)).groupby("unit").ratio.agg(["mean", "std"])
+        found = found.reindex(names)  # a line breaks at a block that the method does not have
+        low = (found["mean"] - found["std"].fillna(0)).clip(lower=found["mean"] / 10)  # the axis is logarithmic
+        axes.plot(
+            names, found["mean"], label=label_of(method), color=colour, marker=marker, linestyle=line, markersize=4
+        )
+        axes.fill_between(names, low, found["mean"] + found["std"].fillna(0), color=colour, alpha=0.2, linewidth=0)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize="small")
     axes.set_yscale("log")
-    axes.set_ylabel("mean squared error of the output")
+    axes.yaxis.set_major_formatter(plt.FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(plt.FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.tick_params(axis="y", which="minor", labelsize="x-small")
+    axes.set_ylabel(f"squared error of the output, over that of {label_of(reference)}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 
