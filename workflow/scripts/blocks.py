@@ -4,7 +4,7 @@
 
 The error of a block is the mean squared error of its output on what the quantized blocks before it give, drawn over
 that of QDrop, or of PTMQ where QDrop was not run; methods that reconstruct layers have none at these widths. Written to
-blocks.* and rounding.*; the mean over the seeds with a band of one standard deviation.
+blocks.* and, of PTMQ, rounding.*; the mean over the seeds with a band of one standard deviation.
 """
 
 from collections.abc import Sequence
@@ -96,11 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     save(figure, out / "blocks", note)
     learned = rows[rows.h_after.notna() & (rows.method == "ptmq")]
     backbones = list(learned.backbone.unique())
-    count = max(1, len(backbones))
-    figure, axes = plt.subplots(1, count, figsize=(6 * count, 3.6), squeeze=False, layout="constrained")
     if not backbones:
-        axes[0, 0].text(0.5, 0.5, "no record has the rounding values of PTMQ", ha="center")
-    for axis, backbone in zip(axes.flat, backbones, strict=False):
+        return
+    count = len(backbones)
+    figure, axes = plt.subplots(1, count, figsize=(6 * count, 3.6), squeeze=False, layout="constrained")
+    for axis, backbone in zip(axes.flat, backbones, strict=True):
         draw_rounding(axis, learned[learned.backbone == backbone])
         axis.set_title(f"{backbone}, PTMQ")
     save(figure, out / "rounding", note)

@@ -266,7 +266,7 @@ class Plan:
             "cost": Report("cost", tidy, "Figures", {"cost": self.outputs(figures, "cost")}, plain),
             "blocks": Report(  # reconstruction error block by block, soft rounding values before and after learning
                 "blocks", {"records": self.learned}, "Figures",
-                {name: self.outputs(figures, name) for name in ("blocks", "rounding")},
+                {name: self.outputs(figures, name) for name in ("blocks", *(["rounding"] if self.of("ptmq") else []))},
                 "--out {folder} --records {input.records}",
             ),
             "frontier": Report(  # accuracy against bits and size, a width for every block; what a switch costs
