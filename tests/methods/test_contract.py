@@ -32,7 +32,7 @@ from tests.toys import (
 )
 
 discover()
-QUICK = {"iterations": 30, "batch_size": 8}
+QUICK = {"iterations": 12, "batch_size": 8}
 LEARNED = sorted(name for name, method in METHODS.items() if issubclass(method, Reconstruction))
 TRAINED = sorted(name for name, method in METHODS.items() if issubclass(method, TrainedMethod))
 
@@ -149,7 +149,7 @@ class TestContract:
 @pytest.mark.parametrize("name", LEARNED)
 class TestLearned:
     def test_it_is_better_than_nearest_on_the_calibration_images(self, name, images):
-        method = make(name, iterations=100)
+        method = make(name, iterations=60)
         learned, nearest = toy_model(method.widths), searched_model(images)
         records = method.calibrate(learned, images, 0)
         for hooks in method.passes():  # at the lowest width that it learns

@@ -20,25 +20,55 @@ def panels(results, name: str, *options: str) -> dict:
     return {axes.get_title(): axes for axes in figure.axes}
 
 
-def test_accuracy_draws_the_mean_of_every_method_at_every_width(results):
-    (axes,) = panels(results, "accuracy").values()
-    assert axes.get_title() == "toy, 100 test images"
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["W3A3", "W8A8"]
-    lines = drawn(axes)
-    assert lines["PTMQ"] == ([0, 1], [81.0, 91.0]) and lines["QDrop"] == ([0, 1], [82.0, 91.5])
-    assert lines["FP32 (92.00 %)"][1] == [92.0, 92.0]
-    low, high = axes.get_ylim()
-    assert low < 81 and high > 92
+def below_fp(axes, label: str) -> tuple[list, list]:
+    """Where a method's line is, in points below FP32, widths that were not run left out."""
+    x, y = drawn(axes)[label]
+    return zip(*[(at, round(points, 6)) for at, points in zip(x, y, strict=True) if points == points], strict=True)
 
 
-def test_widths_beside_the_groups_have_a_panel_of_their_own(results):
+def test_accuracy_draws_how_far_every_method_is_below_fp_at_every_width(results):
+    found = panels(results, "accuracy")
+    assert set(found) == {"toy: one calibration for all widths", "toy: one calibration a width"}
+    for (title, axes), label, points in zip(found.items(), ("PTMQ", "QDrop"), ((11.0, 1.0), (10.0, 0.5)), strict=True):
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["W3A3", "W8A8"], title
+        assert list(below_fp(axes, label)) == [(0, 1), points]
+        bottom, top = axes.get_ylim()
+        assert bottom > 11 and top < 0, "less is better, and stands higher"
+
+
+def test_a_line_of_accuracy_breaks_where_a_width_was_not_run(results):
+    results.add(record("ptmq", {"W5A5": 90.0}, seed=2))
+    axes = panels(results, "accuracy")["toy: one calibration a width"]
+    assert [points == points for points in drawn(axes)["QDrop"][1]] == [True, False, True]
+
+
+def test_one_seed_is_hollow(results):
+    found = panels(results, "accuracy")
+    filled = {label: line.get_markerfacecolor() for axes in found.values() for line in axes.get_lines()
+              if not (label := line.get_label()).startswith("_")}  # fmt: skip
+    assert filled["QDrop"] == "white" and filled["PTMQ"] != "white", "one seed and two"
+
+
+def test_widths_beside_the_groups_have_a_row_of_their_own(results):
     results.add(record("qdrop", {"W3A32": 90.0}, label="W3A32"))
     results.collect()
     with figures("accuracy") as found:
         script("accuracy", "--runs", results.root / "runs.csv", "--out", results.root)
-    inside, beside = found["accuracy"].axes
-    assert [label.get_text() for label in beside.get_xticklabels()] == ["W3A32"]
-    assert drawn(beside)["QDrop"][1] == [90.0] and "PTMQ" not in drawn(beside) and "PTMQ" in drawn(inside)
+    shown = [axes for axes in found["accuracy"].axes if axes.axison]
+    beside = shown[-1]
+    assert len(shown) == 3 and [label.get_text() for label in beside.get_xticklabels()] == ["W3A32"]
+    assert list(below_fp(beside, "QDrop")) == [(0,), (2.0,)] and "PTMQ" not in drawn(beside)
+
+
+def test_the_headline_has_the_difference_to_qdrop_and_the_costs_beside(results):
+    found = panels(results, "headline")
+    compared, bits, seconds = (found[title] for title in (
+        "toy: minus QDrop [points]", "stored bits a weight", "CPU-seconds, over QDrop's"))  # fmt: skip
+    assert [label.get_text() for label in compared.get_yticklabels()] == ["PTMQ"], "QDrop is the line at 0"
+    at = [tuple(float(x) for x in line.get_xdata()) for line in compared.get_lines() if len(line.get_xdata())]
+    assert (-2.0,) in at and (-0.5,) in at, "W3A3 and W8A8, of the seed that both have"
+    assert list(bits.get_lines()[-1].get_xdata()) == [11, 11], "QDrop stores a model of each width"
+    assert list(seconds.get_lines()[0].get_xdata()) == [0.5], "one calibration against two"
 
 
 def test_cost_draws_one_calibration_and_all_that_are_needed(results):
@@ -50,10 +80,9 @@ def test_cost_draws_one_calibration_and_all_that_are_needed(results):
     assert [list(line.get_xdata()) for line in hollow] == [[10.0]], "one calibration of QDrop"
 
 
-@pytest.mark.parametrize("name", ["accuracy", "cost"])
-def test_the_legend_says_what_lies_below_the_axis(results, name):
+def test_the_legend_says_what_lies_below_the_axis(results):
     results.add(record("flexround", {"W3A3": 20.0, "W8A8": 30.0}))
-    for axes in panels(results, name).values():
+    for axes in panels(results, "cost").values():
         lines, bottom = drawn(axes), axes.get_ylim()[0]
         assert max(lines["FlexRound (below)"][1]) < bottom < min(lines["PTMQ"][1])
         assert {"FlexRound (below)", "PTMQ"} <= {text.get_text() for text in axes.get_legend().get_texts()}

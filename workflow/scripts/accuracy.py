@@ -1,95 +1,107 @@
-"""The tidy CSV -> the figure of top-1 against bit-width for every method.
-
-One panel a backbone for the widths of its bit groups, and one for the other widths that were run.
+"""The tidy CSV -> the figure of accuracy: points below the FP network at every bit-width, in panels by kind of method.
 
     accuracy.py --runs results/digits/runs.csv --out results/digits/figures
 
-The mean over seeds with a band of ± one standard deviation; written as PDF, SVG and PNG.
+A row a backbone, for the widths of its bit groups, and one for the other widths that were run. A column a kind of
+method, with rounding to nearest in grey in each. The mean over seeds with a band of one standard deviation; hollow with
+one seed. No line passes a width that was not measured. Written as PDF, SVG and PNG.
 """
 
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from style import label_of, legend, save, style_of
-from tables import method_order, note_of, runs_and_folder
+from matplotlib.ticker import FuncFormatter
+from style import label_of, save, style_of
+from tables import MULTI, method_order, note_of, runs_and_folder
 
 VARIANT_MARKERS = "d<>hp8vs^*PX1234"
-DEPTH = 15  # points below the ceiling that a panel shows at most, but for PTMQ
+FLOOR = "nearest_mse"  # in every panel, to compare across them
+KINDS = ("nothing learned", "one calibration for all widths", "one calibration a width", "trained with labels")
+SMALLEST = 0.1  # points; the axis is linear below
 
 
-def draw_line(
-    axes, method: str, variant: str, others: list[str], x: list[float], points: pd.DataFrame, joined: bool
-) -> None:
-    """One method: the mean over seeds and a band or bar of one standard deviation; variants thin and hollow."""
+def kind_of(lines: pd.DataFrame) -> str:
+    """Which of KINDS a method is, by its rows."""
+    if (lines.labels > 0).any():
+        return KINDS[3]
+    if not (lines.iterations > 0).any():
+        return KINDS[0]
+    return KINDS[1] if (lines.label == MULTI).all() else KINDS[2]
+
+
+def points_of(lines: pd.DataFrame, widths: pd.Index, fp: float) -> pd.DataFrame:
+    """Points below FP at each of the widths: mean, std and count over seeds; NaN where it was not run."""
+    found = lines.groupby(["w_bits", "a_bits"]).top1.agg(["mean", "std", "count"]).reindex(widths)
+    return found.assign(mean=fp - found["mean"], std=found["std"].fillna(0))
+
+
+def draw_line(axes, method: str, variant: str, others: list[str], points: pd.DataFrame, joined: bool) -> None:
+    """One method: its mean and a band or bar of one standard deviation; variants thin, one seed hollow."""
     _, colour, marker, line = style_of(method)
-    style = {"color": colour, "marker": marker, "linestyle": line}
+    style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 5}
     if variant != "default":
         marker = VARIANT_MARKERS[others.index(variant) % len(VARIANT_MARKERS)]
-        style |= {"marker": marker, "linestyle": ":", "markerfacecolor": "none", "linewidth": 1}
-    if not joined:
-        style["linestyle"] = "none"
-    axes.plot(x, points["mean"], label=label_of(method, variant), **style)
-    spread = points["std"].fillna(0)
+        style |= {"marker": marker, "linestyle": ":", "linewidth": 1}
+    if (points["count"].dropna() <= 1).all():
+        style["markerfacecolor"] = "white"
+    x = range(len(points))
+    axes.plot(x, points["mean"], label=label_of(method, variant), **(style if joined else style | {"linestyle": ""}))
     if joined:
-        axes.fill_between(x, points["mean"] - spread, points["mean"] + spread, color=colour, alpha=0.2, linewidth=0)
+        low, high = points["mean"] - points["std"], points["mean"] + points["std"]
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
     else:
-        axes.errorbar(x, points["mean"], spread, color=colour, linestyle="none", capsize=3)
+        axes.errorbar(x, points["mean"], points["std"], color=colour, linestyle="none", capsize=3)
 
 
-def draw(axes, runs: pd.DataFrame, backbone: str, in_groups: bool) -> None:
-    """One panel: every method of one backbone, FP as a horizontal line.
-
-    The widths of the bit groups are joined by lines; others have nothing between them.
-    """
-    runs = runs[(runs.backbone == backbone) & (runs.status == "done")]
-    fp = runs[runs.method == "fp32"].top1
-    quantized = runs[(runs.method != "fp32") & (runs.in_groups == in_groups)]
-    widths = quantized[["w_bits", "a_bits"]].drop_duplicates().sort_values(["w_bits", "a_bits"])
-    place = {width: x for x, width in enumerate(widths.itertuples(index=False, name=None))}
-    shown, whole = [fp.mean()] if len(fp) else [], []
-    floor_alone = quantized.method.str.startswith("nearest").all()
-    drawn = sorted(
-        quantized.groupby(["method", "variant"]), key=lambda item: (method_order(item[0][0]), item[0][1] != "default")
-    )
-    for number, ((method, variant), lines) in enumerate(drawn):
-        points = lines.groupby(["w_bits", "a_bits"]).top1.agg(["mean", "std"]).reset_index()
-        aside = (
-            0 if in_groups else 0.6 * ((number + 0.5) / len(drawn) - 0.5)
-        )  # side by side where no line tells them apart
-        x = [place[w, a] + aside for w, a in zip(points.w_bits, points.a_bits, strict=True)]
-        others = sorted(set(quantized[quantized.method == method].variant) - {"default"})
-        draw_line(axes, method, variant, others, x, points, joined=in_groups)
-        # the floor may be chance, and so may another way to run a model: shown as far as the axis goes
-        if not (method.startswith("nearest") or "+" in variant) or floor_alone:
-            shown += list(points["mean"])
-        if method == "ptmq":
-            whole += list(points["mean"])
-    if len(fp):
-        axes.axhline(fp.mean(), color="black", linewidth=1, linestyle="-.", label=f"FP32 ({fp.mean():.2f} %)")
-    if shown:
-        bottom = min([max(min(shown), max(shown) - DEPTH), *whole])
-        margin = max(0.2, 0.08 * (max(shown) - bottom))
-        axes.set_ylim(bottom - margin, max(shown) + margin)
-        axes.set_title(f"{backbone}, {int(runs.images.iloc[0]):,} {runs.split.iloc[0]} images")
-    axes.set_xticks(range(len(place)), [f"W{w}A{a}" for w, a in place])
-    axes.set_ylabel("top-1 [%]")
+def draw(axes, runs: pd.DataFrame, widths: pd.Index, fp: float, joined: bool) -> None:
+    """One panel: the methods of `runs`, on the floor of all panels."""
+    groups = sorted(runs.groupby(["method", "variant"]), key=lambda item: (method_order(item[0][0]), item[0][1]))
+    for (method, variant), lines in groups:
+        others = sorted(set(runs[runs.method == method].variant) - {"default"})
+        draw_line(axes, method, variant, others, points_of(lines, widths, fp), joined)
+    axes.set_yscale("symlog", linthresh=SMALLEST, linscale=0.5)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.set_xticks(range(len(widths)), [f"W{w}A{a}" for w, a in widths])
+    axes.axhline(0, color="black", linewidth=1, linestyle="-.")
     axes.grid(alpha=0.3)
-    legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(fontsize="x-small", loc="lower right")
+
+
+def rows_of(runs: pd.DataFrame) -> list[tuple[str, bool]]:
+    """The rows of the figure: backbone, and whether they are of the widths of its bit groups."""
+    return sorted(set(zip(runs.backbone, runs.in_groups.astype(bool), strict=True)), key=lambda row: (row[0], -row[1]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     runs, out = runs_and_folder(__doc__, argv)
-    shown = runs[(runs.status == "done") & (runs.method != "fp32")]
-    contents = sorted(set(zip(shown.backbone, ~shown.in_groups.astype(bool), strict=True)))
-    rows, columns = max(1, -(-len(contents) // 2)), max(1, min(2, len(contents)))
-    entries = shown.drop_duplicates(["backbone", "method", "variant"]).groupby("backbone").size()
-    size = (7.5 * columns, max(4.2, 0.23 * entries.max()) * rows)  # the legend beside a panel fits its height
-    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axes, (backbone, beside) in zip(panels.flat, contents, strict=False):
-        draw(axes, runs, backbone, in_groups=not beside)
-    for axes in panels.flat[len(contents) :]:
-        axes.remove()
+    runs = runs[runs.status == "done"]
+    fp = runs[runs.method == "fp32"].groupby("backbone").top1.mean()
+    quantized = runs[(runs.method != "fp32") & runs.backbone.isin(fp.index)]
+    if quantized.empty:
+        return save(plt.figure(), out / "accuracy", "nothing but the FP network was run")
+    kinds = {key: kind_of(lines) for key, lines in quantized.groupby(["method", "variant"])}
+    kind = pd.Series(list(zip(quantized.method, quantized.variant, strict=True)), quantized.index).map(kinds)
+    columns, rows = [name for name in KINDS if name in set(kind)], rows_of(quantized)
+    size = (4.6 * len(columns), 3.4 * len(rows))
+    figure, panels = plt.subplots(
+        len(rows), len(columns), figsize=size, squeeze=False, layout="constrained", sharey="row", sharex="row"
+    )
+    for line, (backbone, inside) in zip(panels, rows, strict=True):
+        mine = quantized[(quantized.backbone == backbone) & (quantized.in_groups == inside)]
+        widths = mine.set_index(["w_bits", "a_bits"]).index.unique().sort_values()
+        floor = points_of(mine[mine.method == FLOOR], widths, fp[backbone])
+        for axes, name in zip(line, columns, strict=True):
+            of_kind = mine[kind.loc[mine.index] == name]
+            if of_kind.empty:
+                axes.set_axis_off()
+                continue
+            draw(axes, of_kind, widths, fp[backbone], inside)
+            axes.plot(range(len(widths)), floor["mean"], color="#bbbbbb", linewidth=3, zorder=0)
+            axes.set_title(f"{backbone}: {name}", fontsize="medium")
+        line[0].set_ylim(1.3 * max(fp[backbone] - mine.top1.min(), SMALLEST), -3 * SMALLEST)
+        images = f"{int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images"
+        line[0].set_ylabel(f"points below FP32 ({fp[backbone]:.2f} %)\n{images}", fontsize="small")
     save(figure, out / "accuracy", note_of(runs.dataset))
 
 

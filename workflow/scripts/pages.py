@@ -41,7 +41,12 @@ PLACE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 MARKER = re.compile(r"<!-- (?:= |/= |begin: |end )")
-NEEDS = ["labels", "calibrations", "s for all widths"]  # columns of the costs that the headline table shows
+NEEDS = [
+    "labels",
+    "calibrations",
+    "bits a weight",
+    "CPU-s for all widths",
+]  # columns of the costs that the headline table shows
 WHERE = re.compile(r"(\w[^=*]*)=(.*)", re.DOTALL)  # column=pattern
 
 

@@ -238,6 +238,9 @@ class Plan:
             ),
             "tables": Report("tables", tidy, "Tables", {"tables": of_runs}, plain),
             "accuracy": Report("accuracy", tidy, "Figures", {"accuracy": self.outputs(figures, "accuracy")}, plain),
+            "headline": Report(  # what one calibration for all widths loses and costs, against one for each
+                "headline", {**tidy, "correct": kept}, "Figures", {"headline": self.outputs(figures, "headline")}, plain
+            ),
             "cost": Report("cost", tidy, "Figures", {"cost": self.outputs(figures, "cost")}, plain),
             "blocks": Report(  # reconstruction error block by block, soft rounding values before and after learning
                 "blocks", {"records": self.learned}, "Figures",
@@ -274,7 +277,7 @@ class Plan:
         found = ["collect", "tables", "accuracy", *(["cost", "blocks"] if self.learned else [])]
         found += [f"ablation_{ablation}" for ablation in self.ablated]
         if self.profile.get("verdict"):
-            found += ["verdict", *(["frontier"] if self.mixed else [])]
+            found += ["headline", "verdict", *(["frontier"] if self.mixed else [])]
         return found
 
 

@@ -24,6 +24,8 @@ GIVEN = {  # columns of `cost`, as its table names them
     "peak_mb": "peak MiB",
     "seconds": "s a calibration",
     "seconds_all": "s for all widths",
+    "cpu_seconds_all": "CPU-s for all widths",
+    "bits_all": "bits a weight",
     "switch_images": "images a switch",
     "switch_ms": "ms a switch",
     "load": "load",
@@ -95,6 +97,7 @@ def given(runs: pd.DataFrame) -> pd.DataFrame:
     table = cost(runs)
     text = table[list(GIVEN)].rename(columns=GIVEN).astype(object)
     text = text.map(lambda value: value if isinstance(value, str) else "" if pd.isna(value) else f"{value:.0f}")
+    text["bits a weight"] = ["" if pd.isna(bits) else f"{bits:.1f}" for bits in table.bits_all]
     text[NEEDED] = text[NEEDED].replace("0", "")  # a column for those who need any
     return pd.concat([table[KEYS], text], axis=1)
 
@@ -111,19 +114,22 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     images, labels: how many training images are used, and how many labels · epochs: of training · iterations: a
     unit · iterations_all: a calibration · widths: how many they are · calibrations: how many they need · seconds: of
     one calibration, with their standard deviation · seconds_all: those of one calibration times that (a single-width
-    method is charged the mean over the widths of the groups that were run) · switch_images, switch_ms: what a switch of
-    the bit-width re-estimates BatchNorm with · load: what else the machine did · code: why the rows may be of more than
-    one code state.
+    method is charged the mean over the widths of the groups that were run) · cpu_seconds_all: the same of the
+    processor, of older records those of the clock · bits_all: of a weight, as all widths are stored · switch_images,
+    switch_ms: what a switch of the bit-width re-estimates BatchNorm with · load: what else the machine did · code: why
+    the rows may be of more than one code state.
     """
     done = runs[(runs.status == "done") & (runs.method != "fp32")].astype({"in_groups": bool})
     served = done[done.in_groups].drop_duplicates(["backbone", "w_bits", "a_bits"]).groupby("backbone").size()
     serves = done.groupby([*KEYS, "seed", "label"]).in_groups.transform("sum")
     # one row a calibration, whatever it serves
-    each = done.assign(serves=serves)[serves > 0].drop_duplicates([*KEYS, "seed", "label"])
+    each = done.assign(serves=serves, cpu=done.cpu_seconds.fillna(done.seconds))
+    each = each[serves > 0].drop_duplicates([*KEYS, "seed", "label"])
     table = each.groupby(KEYS).agg(
         iterations=("iterations", "max"), iterations_all=("iterations_all", "max"), images=("images_used", "max"),
         labels=("labels", "max"), epochs=("epochs", "max"),
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
+        cpu_each=("cpu", "mean"), bits=("bits_per_weight", "mean"),
         serves=("serves", "max"), label=("label", "first"), code=("mixed_code", "first"),
     ).reset_index()  # fmt: skip
     by_key = each.groupby(KEYS)
@@ -142,9 +148,12 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     # one run for all widths would serve those that it was not asked for, too
     table.loc[table.label == MULTI, "calibrations"] = 1
     table["seconds_all"] = (table.seconds_each * table.calibrations).round(1)
+    table["cpu_seconds_all"] = (table.cpu_each * table.calibrations).round(1)
+    widths = done[done.in_groups].drop_duplicates(["backbone", "w_bits"]).groupby("backbone").w_bits.sum()
+    table["bits_all"] = table.bits.where(table.label == MULTI, table.backbone.map(widths))  # or a model of each width
     table["seconds_each"] = table.seconds_each.round(1)
     table["switch_ms"] = table.switch_ms.round(1)
-    return ordered(table.drop(columns=["serves", "label"]))
+    return ordered(table.drop(columns=["serves", "label", "cpu_each", "bits"]))
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,107 @@
+"""The tidy CSV -> the figure in front: what one calibration for all widths loses against one a width, and costs.
+
+    headline.py --runs results/cifar10/runs.csv --out results/cifar10/figures
+
+A panel a network: top-1 minus that of QDrop, which is calibrated for each width alone, at 3, 4 and 5 bits, with 95 %
+intervals; hollow with one seed. Two panels beside them: the stored bits a weight for all widths, and the CPU-seconds of
+calibration over those of QDrop.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from accuracy import KINDS, kind_of
+from paired import Missing, Runs
+from style import label_of, save
+from tables import KEYS, cost, method_order, note_of, runs_and_folder
+
+REFERENCE = "qdrop"
+BITS = 3  # of the widths, lowest first, that are compared
+COLOURS = ("#0072B2", "#E69F00", "#009E73")  # of the widths
+MARKERS = ("o", "s", "^")  # of the widths, then of the networks
+LIMIT = -12  # points: what lies further below is drawn at the edge
+
+
+def rows_of(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """Method and variant of every row: those that serve all widths with one calibration, in the order of the tables."""
+    kinds = {key: kind_of(lines) for key, lines in runs.groupby(["method", "variant"])}
+    shown = [key for key, kind in kinds.items() if kind != KINDS[2] and key[0] != "nearest_minmax"]
+    return sorted((key for key in shown if "+" not in key[1]), key=lambda key: (method_order(key[0]), key[1]))
+
+
+def draw_differences(axes, runs: Runs, rows: Sequence[tuple[str, str]]) -> None:
+    """One network: every method's difference to the reference, a point a width."""
+    for number, (width, colour, marker) in enumerate(zip(runs.groups[:BITS], COLOURS, MARKERS, strict=False)):
+        for y, (method, variant) in enumerate(rows):
+            try:
+                found = runs.difference((method, width, variant), (REFERENCE, width))
+            except Missing:
+                continue
+            half = found.half() if math.isfinite(found.half()) else None
+            place = y + 0.22 * (number - 1)
+            style = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "none"}
+            if half is None:
+                style["markerfacecolor"] = "white"
+            if found.mean < LIMIT:
+                axes.plot([LIMIT], [place], **style | {"marker": "<"})
+                axes.annotate(f"{found.mean:.0f}", (LIMIT, place), (4, -3), textcoords="offset points", fontsize=6)
+            else:
+                axes.errorbar([found.mean], [place], xerr=half, capsize=2, **style)
+        axes.plot([], [], color=colour, marker=marker, linestyle="none", label=width)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_xscale("symlog", linthresh=0.5)
+    axes.set_xlim(LIMIT * 1.15, 2)
+    axes.set_xticks([-10, -3, -1, -0.3, 0, 0.3, 1], ["-10", "-3", "-1", "-0.3", "0", "0.3", "1"])
+    axes.set_title(f"{runs.backbone}: minus QDrop [points]", fontsize="medium")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def draw_costs(bits, seconds, costs: pd.DataFrame, backbones: Sequence[str], rows: Sequence[tuple[str, str]]) -> None:
+    """The two panels of costs: a marker a network."""
+    for backbone, marker in zip(backbones, MARKERS, strict=False):
+        reference = costs.loc[(backbone, REFERENCE, "default")]
+        style = {"color": "#555555", "marker": marker, "markersize": 5, "linestyle": "none"}
+        known = [(y, costs.loc[(backbone, *row)]) for y, row in enumerate(rows) if (backbone, *row) in costs.index]
+        bits.plot([row.bits_all for _, row in known], [y for y, _ in known], **style)
+        ratios = [row.cpu_seconds_all / reference.cpu_seconds_all for _, row in known]
+        seconds.plot(ratios, [y for y, _ in known], label=backbone, **style)
+        bits.axvline(reference.bits_all, color="black", linewidth=1)
+    bits.set_xlim(0)
+    seconds.set_xscale("log")
+    seconds.axvline(1, color="black", linewidth=1)
+    seconds.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{x:g}"))
+    bits.set_title("stored bits a weight", fontsize="medium")
+    seconds.set_title("CPU-seconds, over QDrop's", fontsize="medium")
+    for axes in (bits, seconds):
+        axes.grid(axis="x", alpha=0.3)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    runs, out = runs_and_folder(__doc__, argv)
+    done = runs[(runs.status == "done") & (runs.method != "fp32")]
+    inside = done[done.in_groups.astype(bool)]
+    backbones = [name for name, part in inside.groupby("backbone") if REFERENCE in set(part.method)]
+    rows = rows_of(inside[inside.backbone.isin(backbones)])
+    size = (3.2 * (len(backbones) + 1) + 2.5, 0.42 * len(rows) + 1.4)
+    widths = {"width_ratios": [*[1.3] * len(backbones), 1, 1]}
+    figure, panels = plt.subplots(
+        1, len(backbones) + 2, figsize=size, sharey=True, squeeze=False, layout="constrained", gridspec_kw=widths
+    )
+    *compared, bits, seconds = panels[0]
+    for axes, backbone in zip(compared, backbones, strict=True):
+        draw_differences(axes, Runs(inside, backbone, Path(out).parent), rows)
+    draw_costs(bits, seconds, cost(runs).set_index(KEYS), backbones, rows)
+    bits.set_yticks(range(len(rows)), [label_of(*row) for row in rows])
+    bits.invert_yaxis()
+    for axes in [*panels[0, :1].tolist(), seconds]:
+        handles, labels = axes.get_legend_handles_labels()
+        place = "outside lower right" if axes is seconds else "outside lower left"
+        figure.legend(handles, labels, ncols=BITS, fontsize="small", loc=place, frameon=False)
+    save(figure, out / "headline", note_of(runs.dataset))
+
+
+if __name__ == "__main__":
+    main()
