@@ -1,7 +1,7 @@
 # make reproduce: the tables and figures of the embedded default · make test: the tests · make test-all: those that
 # run the workflow from end to end, too · make lint: style, imports, types · make paper: the published tables and figures
-# from their records · make docs: the documentation and the published results as a site · make publish PROFILE=...: one's
-# own records become published ones. All set up first.
+# from their records · make docs: the documentation and the published results as a site · make demo: a page that runs an
+# exported file in the browser · make publish PROFILE=...: one's own records become published ones. All set up first.
 
 PYTHON ?= python3
 CORES ?= 8
@@ -12,7 +12,7 @@ PROFILE ?= cifar10
 # Two processes; tests that look at one run of the workflow, or at one calibration, stay in one of them.
 TOGETHER := -n 2 --dist loadfile
 
-.PHONY: setup reproduce paper docs publish test test-all crash slurm kubernetes lint clean
+.PHONY: setup reproduce paper docs demo publish test test-all crash slurm kubernetes lint clean
 
 reproduce: $(READY)
 	$(BIN)/snakemake --cores $(CORES) all
@@ -30,6 +30,12 @@ docs: $(READY)
 
 publish: $(READY)
 	PYTHONPATH=. $(BIN)/python workflow/scripts/publish.py --profile $(PROFILE)
+
+demo: $(READY)
+	@command -v npm > /dev/null || { echo "npm is missing, which brings onnxruntime-web: install Node.js"; exit 1; }
+	npm install --prefix docs/demo --no-package-lock --no-audit --no-fund
+	@echo "Open http://127.0.0.1:8000 in a browser; Ctrl+C ends it"
+	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory docs/demo
 
 test: $(READY)
 	$(BIN)/pytest $(TOGETHER)

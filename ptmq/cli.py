@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command(
         "export", export, "write a calibrated model as ONNX that runs as integers: one width, or all in one file"
     )
-    add(sub, "model", "width", "uint8", "out")
+    add(sub, "model", "width", "uint8", "as-stored", "data-dir", "out")
     sub = command("deploy", deploy, "hold an exported file against its model and the FP32 network: parity, size, speed")
     add(sub, "model", "file", "weights", "split", "data-dir", "threads", "repeats", "out")
     command("methods", methods, "list the methods and their settings")
@@ -122,6 +122,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "repeats": {"type": int, "default": 30, "help": "timed repetitions"},
     "file": {"type": Path, "help": "ONNX file, from the command export"},
     "uint8": {"action": "store_true", "help": "images are bytes: the backbone's normalisation goes into the file"},
+    "as-stored": {"action": "store_true", "help": "as --uint8 where the pixels of the model's dataset are bytes"},
     "out": {"type": Path, "required": True, "help": "where the result goes"},
 }
 
@@ -305,7 +306,7 @@ def export(args: argparse.Namespace) -> None:
     from ptmq.suite.deploy.files import export_folder
 
     required(args, "model")
-    print(export_folder(args.model, args.out, args.width, args.uint8))
+    print(export_folder(args.model, args.out, args.width, args.uint8, args.as_stored, args.data_dir))
 
 
 def deploy(args: argparse.Namespace) -> None:

@@ -69,6 +69,26 @@ def frontier_record(seed: int) -> dict:
     return {key: body[key] for key in kept} | {"points": points, "switching": switching}
 
 
+def deployed(method: str, top1: float) -> dict:
+    """A record as `ptmq.suite.deploy.measure` writes it."""
+    times = {"median": 2.0, "low": 1.0, "high": 3.0}
+    latency = {
+        "W4A4": times,
+        "fp32": {**times, "median": 5.0},
+        "switching": {"same": 2.0, "other": 2.25, "extra": 0.25},
+    }
+    line = {"width": "W4A4", "top1": top1, "model_top1": top1 + 1, "images": 100,
+            "model": {"images": 100, "equal": 99.0, "largest_difference": 0.1},
+            "simulation": {"images": 50, "equal": 100.0, "largest_difference": 0.0}}  # fmt: skip
+    return {
+        "run": {"backbone": "toy", "method": method, "variant": "default", "seed": 0}, "results": [line],
+        "size": {"bytes": 2048, "fp32_bytes": 8192, "bits_per_weight": 9.5}, "latency": {"1": latency, "32": latency},
+        "opening": {"file": {"ms": 7.0, "mib": 3.0, "peak_mib": 4.0}, "fp32": {"ms": 1.0}}, "floats": [["fc", "why"]],
+        "kernels": {"integer": {"QLinearConv": 12, "QGemm": 2, "QLinearAdd": 4}, "float": {}, "branches": 2},
+        "environment": {"threads": 1, "cpu": "a CPU", "vnni": True},
+    }  # fmt: skip
+
+
 def on_dataset(results: "Results", name: str) -> "Results":
     """The same results, as if they were of another dataset."""
     for path in (results.root / "records").rglob("*.json"):

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import website
 
 from tests.links import Named
+from tests.projects import QUICK, snakemake
 from tests.toys import ROOT
 
 CHROMIUM = next(filter(Path.exists, map(Path, ("/usr/bin/chromium", "/usr/bin/google-chrome"))), None)
@@ -195,3 +197,12 @@ def test_the_notebook_runs():
     environment = {"metadata": {"path": str(ROOT)}}
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources=environment).execute()
     assert [len(cell.outputs) for cell in cells] == stored
+
+
+def test_the_results_become_a_site(project):
+    done = snakemake(project, "site", "--config", QUICK)
+    assert done.returncode == 0, done.stderr
+    site = project / "results/digits/site"
+    top1 = pd.read_csv(project / "results/digits/runs.csv").top1.iloc[0]
+    assert f"{top1:.2f}" in (site / "digits/index.html").read_text()
+    assert (site / "digits/records/digits_resnet/ptmq/default/multi/seed0.html").exists()

@@ -7,7 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from tests.records import BOTH, Results, record, script
+from tests.records import BOTH, Results, deployed, record, script
 
 
 def test_every_measurement_is_a_row_with_what_explains_it(results):
@@ -43,6 +43,23 @@ def test_all_widths_together_cost_what_their_runs_cost(tmp_path):
     assert (found.loc["qdrop"].astype(float) == [8.0, 10.0, 10.0]).all(axis=None), "the sum over both, in both rows"
     assert (found.loc["ptmq"].astype(float) == [33.0, 10.0, 7.0]).all(axis=None)
     assert set(found.loc["nearest_mse", "bits_per_weight"]) == {""}, "a record that does not say"
+
+
+def test_figures_of_merit_of_an_onnx_file_stand_beside_the_run_that_it_was_made_of(tmp_path):
+    results = Results(tmp_path)
+    for method in ("nested", "ptmq"):
+        results.add(record(method, {"W4A4": 80.0}))
+    path = results.path("nested", kind="deploy")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(deployed("nested", 79.0)))
+    found = results.collect().set_index("method")
+    onnx = [column for column in found if column.startswith("onnx_")]
+    assert set(found.loc["ptmq", onnx]) == {""} and "" not in set(found.loc["nested", onnx].drop("onnx_fp32_peak_mb"))
+    expected = {"top1": 79, "equal": 99, "largest_difference": 0.1, "equal_float64": 100, "bytes": 2048, "fp32_bytes": 8192,
+                "bits_per_weight": 9.5, "ms_1": 2, "fp32_ms_1": 5, "ms_32": 2, "load_ms": 7, "switch_ms": 0.25,
+                "peak_mb": 4}  # fmt: skip
+    row = found.loc["nested"]
+    assert {name: float(row[f"onnx_{name}"]) for name in expected} == expected
 
 
 def test_another_way_to_measure_a_model_is_a_variant_of_its_own(two_ways):

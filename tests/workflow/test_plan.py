@@ -154,3 +154,19 @@ def test_what_cannot_be_compared_is_said(variants, message):
     plan = plan_of(digits(variants), "results/digits")
     with pytest.raises(InputError, match=message):
         plan.ablation_records("gd")
+
+
+def test_a_run_for_onnx_is_reported_wherever_there_is_one():
+    profile = read_profile(ROOT / "workflow/config/digits.yaml")
+    plan = plan_of(profile, "results/digits")
+    assert {(plan.runs[name].backbone, plan.runs[name].method) for name in plan.for_onnx} == {
+        ("digits_resnet", "nested"), ("digits_vit", "nested")
+    }  # fmt: skip
+    collect = plan.reports()["collect"]
+    assert (
+        "deploy" in plan.wanted() and set(collect.reads["deployed"]) == set(plan.deployed) and len(plan.deployed) == 2
+    )
+    without = plan_of({**profile, "methods": {"nearest_mse": {}}}, "results/digits")
+    assert "deploy" not in without.wanted()
+    with pytest.raises(InputError, match="has no run with target: onnx"):
+        without.reports()["deploy"].reads["records"]()

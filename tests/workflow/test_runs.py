@@ -51,15 +51,6 @@ def test_the_python_of_the_pages_on_use_and_mlflow_runs(project):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_results_become_a_site(project):
-    done = snakemake(project, "site", "--config", QUICK)
-    assert done.returncode == 0, done.stderr
-    site = project / "results/digits/site"
-    top1 = pd.read_csv(project / "results/digits/runs.csv").top1.iloc[0]
-    assert f"{top1:.2f}" in (site / "digits/index.html").read_text()
-    assert (site / "digits/records/digits_resnet/ptmq/default/multi/seed0.html").exists()
-
-
 def test_files_that_were_only_touched_are_no_change(project):
     for folder in ("ptmq", "baselines", "workflow"):
         for path in (project / folder).rglob("*.py"):

@@ -171,21 +171,6 @@ def spec(wildcards):
     return RUNS[RUN.format(**wildcards)].to_json()
 
 
-def deployable(pattern):
-    """For an input: the files of all runs that are calibrated for ONNX. Raises WorkflowError without any."""
-
-    def of_profile(wildcards):
-        names = [name for name in PLAN.planned if name in RUNS and RUNS[name].conversion.get("target") == "onnx"]
-        if not names:
-            raise WorkflowError(
-                f"profile {PROFILE['profile']!r} has no run with target: onnx. Set it for a backbone, a method or a"
-                " variant, or use --configfile workflow/config/digits_deploy.yaml."
-            )
-        return [pattern.replace(RUN, name) for name in names]
-
-    return of_profile
-
-
 def all_ablations(wildcards):
     """Tables and figures of the ablations that the profile has variants for. Raises WorkflowError without any."""
     if not PLAN.ablated:

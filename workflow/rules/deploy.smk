@@ -1,13 +1,24 @@
-# Models that leave as ONNX, and what the files are worth: snakemake onnx, snakemake deploy. Of runs with target: onnx.
+# Models that leave as ONNX, and what the files are worth, of runs with target: onnx. `snakemake onnx` makes the files.
 
 ONNX = f"{OUT}/onnx/{RUN}.onnx"
 DEPLOYED = f"{OUT}/deploy/{RUN}.json"
+
+
+def onnx_files(wildcards):
+    """The files of all runs that are calibrated for ONNX. Raises WorkflowError without any."""
+    try:
+        return [
+            ONNX.replace(RUN, name) for name in PLAN.needed_for_onnx([n for n in PLAN.for_onnx if n in PLAN.planned])
+        ]
+    except InputError as error:
+        raise WorkflowError(str(error))
 
 
 rule export:
     input:
         model=rules.quantize.output.model,
         description=rules.quantize.output.description,
+        data=rules.data.output,
     output:
         ONNX,
     log:
@@ -17,14 +28,13 @@ rule export:
     params:
         code=code_of("ptmq.suite.deploy.files"),
         folder=lambda wildcards, input: os.path.dirname(input.model),
-        images="" if PROFILE["dataset"] == "digits" else "--uint8",  # its pixels are no bytes
     shell:
-        logged("python -m ptmq export --model {params.folder} {params.images} --out {output}")
+        logged("python -m ptmq export --model {params.folder} --as-stored --out {output}")
 
 
 rule onnx:
     input:
-        deployable(ONNX),
+        onnx_files,
     localrule: True
 
 
@@ -53,24 +63,3 @@ rule deploy_record:
             "python -m ptmq deploy --model {params.folder} --file {input.file} --weights {input.weights} {params.options}"
             " --threads {threads} --out {output}"
         )
-
-
-rule deploy:
-    input:
-        deployable(DEPLOYED),
-    output:
-        report(
-            PLAN.outputs("tables", "deploy") + PLAN.outputs("figures", "deploy"),
-            category="Deployment",
-            caption="../captions/deploy.rst",
-        ),
-    log:
-        f"{OUT}/logs/deploy.log",
-    localrule: True
-    conda:
-        "../../environment.yml"
-    params:
-        code=code_sha256(SCRIPTS / "deploy.py"),
-        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output[0])),
-    shell:
-        logged("python $PTMQ_PROJECT/workflow/scripts/deploy.py --out {params.root} --records {input}")

@@ -3,7 +3,9 @@
 # Parent run -> its tables and figures, and the records that are its children: the profile's own. A variant of an ablation
 # is logged there.
 PARENTS = {name: {"artifacts": outputs_of(REPORTS[name]), "records": []} for name in PLAN.wanted() if name != "collect"}
-PARENTS = {name: files for name, files in PARENTS.items() if name in ("verdict", "frontier") or "ablation" in name}
+PARENTS = {
+    name: files for name, files in PARENTS.items() if name in ("verdict", "frontier", "deploy") or "ablation" in name
+}
 for name, files in PARENTS.items():
     if name.startswith("ablation_"):
         files["records"] = PLAN.own(PLAN.variants(name.removeprefix("ablation_")))

@@ -5,7 +5,7 @@
 
 NAME is backbone/method/variant/label/seedN, WIDTHS are its widths. With --partial a missing record becomes
 rows whose status is `failed` (its log exists, and is named) or `not run`. Rows of published records have the origin
-`published`, others `own`.
+`published`, others `own`. Where a run's ONNX file was measured, its figures of merit stand in the columns `onnx_...`.
 """
 
 import argparse
@@ -39,7 +39,12 @@ COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", 
 COLUMNS += ["origin", "label", "in_groups", "kl", "correct", "images", "split", "dataset", "weights_sha256", "torch"]
 COLUMNS += ["rounding_values", "log", "code_sha256", "mixed_code", "correct_file", "images_processed"]
 COLUMNS += ["machine", "cores", "load_start", "load_end"]
+BATCHES = ("1", "32")  # images a call, of which the latency of an ONNX file is measured
+COLUMNS += ["onnx_top1", "onnx_equal", "onnx_largest_difference", "onnx_equal_float64", "onnx_bytes", "onnx_fp32_bytes"]
+COLUMNS += ["onnx_bits_per_weight", *(f"onnx_{of}ms_{batch}" for batch in BATCHES for of in ("", "fp32_"))]
+COLUMNS += ["onnx_load_ms", "onnx_fp32_load_ms", "onnx_switch_ms", "onnx_peak_mb", "onnx_fp32_peak_mb"]
 WHOLE = ["iterations", "iterations_all", "calibration_images", "images_used", "labels", "epochs", "switch_images"]
+WHOLE += ["onnx_bytes", "onnx_fp32_bytes"]
 WHOLE += ["peak_mb", "threads", "correct", "images", "rounding_values", "images_processed", "cores"]
 ITERATIONS = {"steps": "iterations", "activation_steps": "activation_iterations"}  # in older records
 SUMMED = {"bits_per_weight": "bits_per_weight", "seconds": "seconds_all", "cpu_seconds": "cpu_seconds_all"}
@@ -86,14 +91,48 @@ def rows_of_record(path: Path) -> list[dict]:
         "load_end": cost.get("load_end"),
     }
     groups = [width for group in (run.get("groups") or {}).values() for width in group]
+    files = onnx_columns(path)
     return [
         shared
+        | ({} if line.get("mode") else files.get(line["width"], {}))
         | {key: line[key] for key in MEASURED}
         | {"in_groups": line["width"] in groups, "variant": variant_of(run["variant"], line)}
         # a method without BatchNorm to re-estimate switches without an image
         | {"switch_images": line.get("switch_images", 0), "switch_ms": line.get("switch_ms")}
         for line in record["results"]
     ]
+
+
+def onnx_columns(path: Path) -> dict[str, dict]:
+    """What the ONNX file of a record's run is worth, by width; nothing where it was not measured.
+
+    Predictions and logits are held against those of the calibrated model, and of its simulation in float64.
+    """
+    measured = Path("/deploy/".join(path.as_posix().rsplit("/records/", 1)))
+    if measured == path or not measured.exists():
+        return {}
+    record = json.loads(measured.read_text())
+    size, latency, opening = record["size"], record["latency"], record["opening"]
+    shared = {
+        "onnx_bytes": size["bytes"],
+        "onnx_fp32_bytes": size["fp32_bytes"],
+        "onnx_bits_per_weight": size["bits_per_weight"],
+        "onnx_switch_ms": latency["1"]["switching"]["extra"],
+        **{f"onnx_fp32_ms_{batch}": latency[batch]["fp32"]["median"] for batch in BATCHES},
+        **{f"onnx_{of}load_ms": opening[name]["ms"] for of, name in (("", "file"), ("fp32_", "fp32"))},
+        **{f"onnx_{of}peak_mb": opening[name].get("peak_mib") for of, name in (("", "file"), ("fp32_", "fp32"))},
+    }
+    return {
+        line["width"]: shared
+        | {
+            "onnx_top1": line["top1"],
+            "onnx_equal": line["model"]["equal"],
+            "onnx_largest_difference": line["model"]["largest_difference"],
+            "onnx_equal_float64": line["simulation"]["equal"],
+            **{f"onnx_ms_{batch}": latency[batch][line["width"]]["median"] for batch in BATCHES},
+        }
+        for line in record["results"]
+    }
 
 
 def kept_answers(path: Path, record: dict) -> str | None:

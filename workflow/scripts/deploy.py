@@ -1,10 +1,11 @@
 """Records of exported files -> the table of what they are worth, and accuracy against latency and size.
 
-    deploy.py --out results/digits_deploy --records results/digits_deploy/deploy/digits_resnet/nested/...json ...
+    deploy.py --out results/digits --records results/digits/deploy/digits_resnet/nested/default/multi/seed0.json ...
 
 Written to tables/deploy.* and figures/deploy.*.
 """
 
+import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -29,9 +30,10 @@ def rows_of(record: dict) -> list[dict]:
             "bits a weight, all widths": size["bits_per_weight"],
             **{f"ms, batch {count}": own["median"] for count, (own, _) in times.items()},
             **{f"times FP32, batch {count}": fp["median"] / own["median"] for count, (own, fp) in times.items()},
-            "ms to load": record["load"]["file"]["ms"], "MiB loaded": record["load"]["file"].get("mib", float("nan")),
-            "ms of a switch": max(0.0, record["latency"]["1"]["switching"]["other"]
-                                  - record["latency"]["1"]["switching"]["same"]),
+            "ms to load": record["opening"]["file"]["ms"], "ms to load FP32": record["opening"]["fp32"]["ms"],
+            **{f"MiB {when}": record["opening"]["file"].get(key, math.nan)
+               for when, key in (("loaded", "mib"), ("at the peak", "peak_mib"))},
+            "ms of a switch": record["latency"]["1"]["switching"]["extra"],
             "integer kernels": sum(record["kernels"]["integer"].get(name, 0) for name in KERNELS)
             // record["kernels"]["branches"],
             "in floating point": len(record["floats"]),

@@ -184,6 +184,27 @@ class Plan:
         mine = [n for n, run in self.runs.items() if n in names and run.variant == "default"]
         return self.shown([n for n in mine if not self.runs[n].method.startswith("nearest")])
 
+    # ------------------------------------------------------------ ONNX files
+    @property
+    def for_onnx(self) -> list[str]:
+        """Names of the runs that are reported and calibrated for ONNX."""
+        names = set(self.planned) | set(self.taken)
+        return [n for n, run in self.runs.items() if n in names and run.conversion.get("target") == "onnx"]
+
+    @property
+    def deployed(self) -> list[str]:
+        """Records of their files."""
+        return self.shown(self.for_onnx, "deploy")
+
+    def needed_for_onnx(self, names: list[str]) -> list[str]:
+        """The names, or files of runs. Raises InputError where there are none."""
+        if names:
+            return names
+        raise InputError(
+            f"profile {self.name!r} has no run with target: onnx. Set it for a backbone, a method or a variant, as"
+            " workflow/config/digits.yaml does."
+        )
+
     # ------------------------------------------------------------ ablations
     def variants(self, ablation: str) -> list[str]:
         """Names of the runs of an ablation's variants."""
@@ -233,7 +254,8 @@ class Plan:
         kept = self.kept(self.records)
         made = {
             "collect": Report(  # one tidy row a backbone, method, variant, width and seed
-                "collect", {"records": self.records, "correct": kept}, "Configuration", {"runs": [tidy["runs"]]},
+                "collect", {"records": self.records, "correct": kept, "deployed": self.deployed}, "Configuration",
+                {"runs": [tidy["runs"]]},
                 f"--root {{folder}} --out {{output}} {'--partial' if self.from_records else ''} {own} {others}",
             ),
             "tables": Report("tables", tidy, "Tables", {"tables": of_runs}, plain),
@@ -251,6 +273,11 @@ class Plan:
                 "frontier", {"records": self.mixed}, "Mixed precision",
                 {"frontier": [*self.outputs(tables, "frontier"), *self.outputs(figures, "frontier"),
                               *self.outputs(tables, "switching")]},
+                "--out {root} --records {input.records}",
+            ),
+            "deploy": Report(  # what the exported files are worth
+                "deploy", {"records": lambda: self.needed_for_onnx(self.deployed)}, "Deployment",
+                {"deploy": self.outputs(tables, "deploy") + self.outputs(figures, "deploy")},
                 "--out {root} --records {input.records}",
             ),
             "verdict": Report(  # what the runs say about the paper's claims
@@ -276,6 +303,7 @@ class Plan:
         """Names of the reports that the profile's results consist of."""
         found = ["collect", "tables", "accuracy", *(["cost", "blocks"] if self.learned else [])]
         found += [f"ablation_{ablation}" for ablation in self.ablated]
+        found += ["deploy"] if self.deployed else []
         if self.profile.get("verdict"):
             found += ["headline", "verdict", *(["frontier"] if self.mixed else [])]
         return found

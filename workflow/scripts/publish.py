@@ -13,7 +13,7 @@ from pathlib import Path
 
 import paper
 
-KINDS = ("records", "mixed")
+KINDS = ("records", "mixed", "deploy")
 
 
 def unpublishable(path: Path) -> bool:

@@ -1,11 +1,10 @@
-"""How long calls take, measured side by side, and what a session takes of time and memory to open."""
+"""How long calls take, measured side by side."""
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -53,7 +52,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def switching(calls: Sequence[Callable], x: np.ndarray, repeats: int) -> dict[str, float]:
-    """Milliseconds of a call behind one at the same width, and behind one at another, over all widths."""
+    """Milliseconds of a call behind one at the same width, behind one at another, and what that takes more."""
 
     def same(number: int) -> None:
         calls[number // 2 % len(calls)](x)
@@ -65,24 +64,8 @@ def switching(calls: Sequence[Callable], x: np.ndarray, repeats: int) -> dict[st
     kept = interleaved({"first": lambda: same(next(numbers)), "second": lambda: same(next(numbers))}, repeats)["second"]
     numbers = iter(range(10**9))
     changed = interleaved({"call": lambda: other(next(numbers))}, 2 * repeats)["call"]
-    return {"same": kept["median"], "other": changed["median"]}
-
-
-def opened(make: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What `make` gives, the milliseconds that it took, and the MiB by which the process has grown, where known."""
-    before, start = resident_mib(), time.perf_counter()
-    made = make()
-    taken = {"ms": round(1000 * (time.perf_counter() - start), 2)}
-    return made, taken if before is None else taken | {"mib": round((resident_mib() or 0) - before, 2)}
-
-
-def resident_mib() -> float | None:
-    """Memory that this process has, in MiB; None where the system does not say."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:  # not Linux
-        return None
-    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmRSS")), None)
+    same_ms, other_ms = kept["median"], changed["median"]
+    return {"same": same_ms, "other": other_ms, "extra": round(max(0.0, other_ms - same_ms), 4)}
 
 
 def has_vnni() -> bool | None:

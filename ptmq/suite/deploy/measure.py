@@ -26,7 +26,8 @@ from ptmq.models.backbone import get_backbone
 from ptmq.network.model import MultiBitModel
 from ptmq.suite import run_record
 from ptmq.suite.deploy.files import export_fp32
-from ptmq.suite.deploy.latency import has_vnni, interleaved, opened, switching
+from ptmq.suite.deploy.latency import has_vnni, interleaved, switching
+from ptmq.suite.deploy.opening import opening
 from ptmq.suite.evaluation import indices
 
 BATCHES = (1, 32)  # images a call, of which latency is measured
@@ -48,11 +49,12 @@ def deploy(
         raise InputError(f"model {str(folder)!r} is a {type(model).__name__}, which cannot be exported.")
     run = info["run"]
     images, hashes = open_images(run["backbone"], split, data_dir, run["dataset"])
-    deployed, load = opened(partial(Deployed, file, threads))
+    deployed = Deployed(file, threads)
     with tempfile.TemporaryDirectory() as scratch:
         fp32, optimized = Path(scratch, "fp32.onnx"), Path(scratch, "optimized.onnx")
         export_fp32(run["backbone"], weights, model.image_shape, fp32)
-        reference, load_fp32 = opened(partial(open_session, fp32, threads))
+        reference = open_session(fp32, threads)
+        opened = {name: opening(path, threads, max(BATCHES)) for name, path in (("file", file), ("fp32", fp32))}
         open_session(file, threads, optimized)
         kernels = operators(optimized)
         size: dict[str, float] = {"bytes": file.stat().st_size, "fp32_bytes": fp32.stat().st_size}
@@ -65,7 +67,7 @@ def deploy(
         "results": [parity(model, deployed, width, images) for width in model.widths],
         "size": size,
         "latency": {str(count): timed(cases, reference, images, deployed, count, repeats) for count in BATCHES},
-        "load": {"file": load, "fp32": load_fp32},
+        "opening": opened,
         "kernels": {
             "integer": {name: count for name, count in kernels.items() if name in INTEGER_OPERATORS},
             "float": {name: kernels[name] for name in ("Conv", "Gemm", "MatMul") if name in kernels},
