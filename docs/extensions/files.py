@@ -1,4 +1,4 @@
-"""Links to what is no page of docs/, as they are in the repository: to a page that shows the file, or to the results."""
+"""Links to what is no page of docs/, as they are in the repository: to a page that shows the file, or the results."""
 
 import re
 from collections.abc import Iterator
