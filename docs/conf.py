@@ -8,7 +8,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE / "extensions")]
 
 project = "PTMQ suite"
 extensions = ["myst_nb", "sphinx_external_toc", "sphinx.ext.autodoc", "docstrings", "files", "mathml"]
-exclude_patterns = ["_build", "extensions"]
+exclude_patterns = ["_build", "extensions", "demo"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4

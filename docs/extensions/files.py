@@ -1,4 +1,4 @@
-"""Links that lead out of docs/, as they do in the repository: to a page that shows the file, or to the results."""
+"""Links to what is no page of docs/, as they are in the repository: to a page that shows the file, or the results."""
 
 import re
 from collections.abc import Iterator
@@ -12,16 +12,18 @@ from pygments.util import ClassNotFound
 from sphinx.application import Sphinx
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-LINK = re.compile(r"(?<=\]\()(?:\.\./)+[^)\s#]+")
+LINK = re.compile(r"(?<=\]\()[^)\s#:]+(?=[)#])")
 PUBLISHED = Path("results/published")
-DRAWN = {".png", ".svg"}  # these Sphinx copies
+SPHINX = {".png", ".svg", ".onnx"}  # these it copies by itself
+PAGES = {".md", ".ipynb"}
 
 
 def linked(written: str, page: Path) -> Path | None:
-    """The path in the project that a link of a page leads to; None where it is a page or a drawing."""
+    """The path in the project of a file or a folder that a link leads to; None where it is for Sphinx."""
     path = (page.parent / written).resolve()
-    outside = path.exists() and not path.is_relative_to(PROJECT / "docs")
-    return path.relative_to(PROJECT) if outside and path.suffix not in DRAWN else None
+    if not path.exists() or not path.is_relative_to(PROJECT) or path.suffix in SPHINX:
+        return None
+    return None if path.is_relative_to(PROJECT / "docs") and path.suffix in PAGES else path.relative_to(PROJECT)
 
 
 def address(path: Path) -> str:
