@@ -4,16 +4,6 @@ ONNX = f"{OUT}/onnx/{RUN}.onnx"
 DEPLOYED = f"{OUT}/deploy/{RUN}.json"
 
 
-def onnx_files(wildcards):
-    """The files of all runs that are calibrated for ONNX. Raises WorkflowError without any."""
-    try:
-        return [
-            ONNX.replace(RUN, name) for name in PLAN.needed_for_onnx([n for n in PLAN.for_onnx if n in PLAN.planned])
-        ]
-    except InputError as error:
-        raise WorkflowError(str(error))
-
-
 rule export:
     input:
         model=rules.quantize.output.model,
