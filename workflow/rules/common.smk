@@ -181,6 +181,15 @@ def all_ablations(wildcards):
     return [path for ablation in PLAN.ablated for path in outputs_of(REPORTS[f"ablation_{ablation}"])]
 
 
+def onnx_files(wildcards):
+    """The files of all runs that are calibrated for ONNX. Raises WorkflowError without any."""
+    try:
+        names = PLAN.needed_for_onnx([name for name in PLAN.for_onnx if name in PLAN.planned])
+        return [f"{OUT}/onnx/{name}.onnx" for name in names]
+    except InputError as error:
+        raise WorkflowError(str(error))
+
+
 # What is reported where jobs failed: into a folder of its own, so that nothing finished is overwritten.
 PARTIAL = f"{OUT}/partial"
 REPORT_WHAT_IS_THERE = (
@@ -189,12 +198,3 @@ REPORT_WHAT_IS_THERE = (
     f" && python $PTMQ_PROJECT/workflow/scripts/tables.py --runs {PARTIAL}/runs.csv --out {PARTIAL}/tables"
     f" && python $PTMQ_PROJECT/workflow/scripts/accuracy.py --runs {PARTIAL}/runs.csv --out {PARTIAL}/figures"
 )
-
-
-def onnx_files(wildcards):
-    """The files of all runs that are calibrated for ONNX. Raises WorkflowError without any."""
-    try:
-        names = PLAN.needed_for_onnx([name for name in PLAN.for_onnx if name in PLAN.planned])
-        return [f"{OUT}/onnx/{name}.onnx" for name in names]
-    except InputError as error:
-        raise WorkflowError(str(error))
