@@ -195,3 +195,12 @@ def test_wide_tables_are_scaled_to_the_text(tmp_path):
     write(narrow.assign(**{f"column {i}": "1234567" for i in range(14)}), tmp_path / "wide", by=None)
     compiles((tmp_path / "wide.tex").read_text())
     assert r"\resizebox{\linewidth}" in (tmp_path / "wide.tex").read_text()
+
+
+def test_a_table_without_rows_is_its_header(tmp_path):
+    """Such as the verdict where no run says anything about a claim."""
+    write(pd.DataFrame([], columns=["claim", "verdict"]), tmp_path / "empty", by=None)
+    assert (tmp_path / "empty.csv").read_text() == "claim,verdict\n"
+    for extension in ("md", "tex", "html"):
+        text = (tmp_path / f"empty.{extension}").read_text()
+        assert "claim" in text and "verdict" in text

@@ -7,12 +7,14 @@ Written to tables/deploy.* and figures/deploy.*.
 
 import math
 from collections.abc import Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import label_of, save, style_of
 from tables import records_and_folder, write
 
+FILLS = ("full", "none", "left", "bottom")  # of markers, by network: colour and form are the method's
 KERNELS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat")
 
 
@@ -62,16 +64,19 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> plt.Figure:
     """Accuracy against the latency of one image, and against the size of the file, a panel each."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    fills = dict(zip(table.backbone.unique(), cycle(FILLS), strict=False))
     for (backbone, method, variant), part in table.groupby(["backbone", "method", "variant"], sort=False):
         _, colour, marker, _ = style_of(method)
         mean = part.groupby("width", sort=False).mean(numeric_only=True)
-        label = f"{backbone}, {label_of(method, variant)}"
-        left.plot(mean["ms, batch 1"], mean["top-1 of the file"], marker, color=colour, label=label, alpha=0.7)
-        right.plot(mean["file [KiB]"], mean["top-1 of the file"], marker, color=colour, label=label, alpha=0.7)
-        for width, point in mean.iterrows():
-            left.annotate(str(width), (point["ms, batch 1"], point["top-1 of the file"]), fontsize="x-small")
+        look = {"color": colour, "fillstyle": fills[backbone], "label": f"{backbone}, {label_of(method, variant)}"}
+        left.plot(mean["ms, batch 1"], mean["top-1 of the file"], marker, **look)
+        right.plot(mean["file [KiB]"], mean["top-1 of the file"], marker, **look)
+        for width, point in mean.iloc[[0, -1]].iterrows():  # the lowest and the highest: others lie between
+            place = point["ms, batch 1"], point["top-1 of the file"]
+            left.annotate(str(width), place, (4, 4), textcoords="offset points", fontsize="x-small")
     left.set(xlabel="latency of one image [ms]", ylabel="top-1 [%]")
     right.set(xlabel="file, all widths in one [KiB]")
+    left.margins(x=0.1)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     right.legend(fontsize="small")

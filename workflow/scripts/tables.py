@@ -181,7 +181,7 @@ def write(table: pd.DataFrame, path: Path, by: str | None = "backbone", note: st
         if by is None
         else {f"{path.stem}, {value}": part for value, part in text.groupby(by, sort=False)}
     )
-    parts = {name: part.loc[:, (part != "").any()] for name, part in parts.items()}
+    parts = {name: part.loc[:, (part != "").any() | part.empty] for name, part in parts.items()}
     above = [f"*{note.capitalize()}.*\n"] if note else []
     path.with_suffix(".md").write_text("\n".join([*above, *map(_markdown, parts.values())]))
     path.with_suffix(".tex").write_text(NEEDS + "\n".join(_latex(part, name, note) for name, part in parts.items()))
