@@ -241,7 +241,8 @@ def headline(published: Published, profile: str, backbone: str, *methods: str) -
         where = {key: row[key] for key in ("backbone", "method", "variant")}
         shown = [f"**{row[w]}**" if row[w] and value(row[w]) == best[w] else row[w] for w in widths]
         needs = [cell(published, cost, name, **where) for name in NEEDS]
-        body.append([style_of_method(row.method)[0], *shown, *needs])
+        told = "" if row.variant == "default" else f" ({row.variant.replace('_', ' ')})"
+        body.append([style_of_method(row.method)[0] + told, *shown, *needs])
     return markdown(["method", *widths, *NEEDS], body)
 
 
