@@ -1,11 +1,15 @@
 """Figures show the numbers of the tables, each where it belongs; the same data gives the same files."""
 
 import json
+from itertools import combinations
 
+import forest
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import style
+from matplotlib.colors import to_rgb
 
 from ptmq.methods.interface import discover
 from tests.records import BOTH, drawn, figures, frontier_record, on_dataset, record, script
@@ -196,3 +200,23 @@ def test_no_two_methods_look_alike():
     assert len({(colour, marker) for _, colour, marker, _ in styles.values()}) == len(names)
     assert style.style_of("unheard_of")[0] == "unheard_of"
     assert style.label_of("ptmq", "gd_none") == "PTMQ (gd none)" and style.label_of("ptmq") == "PTMQ"
+
+
+# What is seen of linear red, green and blue (Machado, Oliveira and Fernandes, IEEE TVCG 2009, severity 1), and in grey.
+SEEN_BY = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "grey": [[0.2126, 0.7152, 0.0722]] * 3,
+}
+
+
+@pytest.mark.parametrize("eyes", SEEN_BY)
+def test_methods_of_one_marker_are_told_apart_by_everybody(eyes):
+    def lightness(colour: str) -> np.ndarray:
+        linear = np.array(SEEN_BY[eyes]) @ np.array(to_rgb(colour)) ** 2.2
+        return np.clip(linear, 0, 1) ** (1 / 2.2)
+
+    styles = [style.style_of(name)[1:3] for name in sorted(discover())]
+    alike = [(one, other) for (one, marker), (other, same) in combinations(styles, 2) if marker == same and one != other
+             and np.abs(lightness(one) - lightness(other)).max() < 0.1]  # fmt: skip
+    assert not alike and len(set(forest.MARKERS)) == len(forest.MARKERS), "widths have a marker each"
