@@ -83,7 +83,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = {key: kind_of(lines) for key, lines in quantized.groupby(["method", "variant"])}
     kind = pd.Series(list(zip(quantized.method, quantized.variant, strict=True)), quantized.index).map(kinds)
     columns, rows = [name for name in KINDS if name in set(kind)], rows_of(quantized)
-    size = (4.6 * len(columns), 3.4 * len(rows))
+    lines = quantized.assign(kind=kind).groupby(["backbone", "kind"])[["method", "variant"]]
+    longest = max(  # a row is as high as its longest legend
+        len(part.drop_duplicates()) for _, part in lines
+    )
+    size = (4.6 * len(columns), max(3.4, 0.19 * longest) * len(rows))
     figure, panels = plt.subplots(
         len(rows), len(columns), figsize=size, squeeze=False, layout="constrained", sharey="row", sharex="row"
     )
