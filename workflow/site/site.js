@@ -1,6 +1,6 @@
 // Tables that sort and filter, charts whose points lead to runs. Without it the pages still read.
-const FEW = 40; // rows that stand on one page
-const CHOICES = 12; // different values of a column from which one chooses
+const FEW = 100; // rows that stand on one page
+const CHOICES = 30; // different values of a column from which one chooses
 
 // A page that is opened from a disk may not load a module from a file, but from data.
 const bundle = import("BUNDLE");
