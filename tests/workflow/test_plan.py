@@ -145,6 +145,14 @@ def test_an_ablation_reads_the_default_its_variants_and_the_floor():
     assert kinds == {("ptmq", "default"), ("ptmq", "gd_none"), ("nearest_mse", "default")}
 
 
+def test_an_ablation_is_of_the_method_whose_part_it_varies():
+    profile = digits({"default": {}})
+    profile["methods"]["nested"] = {"variants": {"default": {}, "grid_own": {"anchor": 0}}}
+    plan = plan_of(profile, "results/digits")
+    assert plan.ablated == ["grid"] and {plan.runs[name].method for name in plan.variants("grid")} == {"nested"}
+    assert "--method nested" in plan.reports()["ablation_grid"].arguments
+
+
 @pytest.mark.parametrize("variants, message", [
     ({"default": {}}, "no variant of ptmq whose name begins with 'gd_'"),
     ({"gd_none": {"gd": "none"}}, "'default' of the same backbone and seed, which is missing for digits_resnet, seed 0"),

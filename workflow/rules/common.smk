@@ -175,7 +175,7 @@ def all_ablations(wildcards):
     """Tables and figures of the ablations that the profile has variants for. Raises WorkflowError without any."""
     if not PLAN.ablated:
         raise WorkflowError(
-            f"profile {PROFILE['profile']!r} has no variants of ptmq to compare. Use --configfile"
+            f"profile {PROFILE['profile']!r} has no variants of ptmq or nested to compare. Use --configfile"
             f" workflow/config/cifar10_ablations.yaml, or add variants named {'_..., '.join(ABLATIONS)}_..."
         )
     return [path for ablation in PLAN.ablated for path in outputs_of(REPORTS[f"ablation_{ablation}"])]

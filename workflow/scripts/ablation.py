@@ -1,6 +1,6 @@
 """The run records of one ablation -> its table and figure.
 
-    ablation.py --root results/cifar10_ablations --name gd --records RECORD ...
+    ablation.py --root results/cifar10_ablations --name gd --method ptmq --records RECORD ...
 
 Rows are variants; cells are mean top-1, and the change from the default at the three lowest widths, paired by seed and,
 where the evaluations kept it, by image.
@@ -21,10 +21,10 @@ from style import save
 from tables import mean_sd, note_of, with_width, write
 
 
-def change(paired: Runs, variant: str, width: str) -> Estimate:
+def change(paired: Runs, method: str, variant: str, width: str) -> Estimate:
     """Top-1 of a variant minus that of the default, paired by seed and image; NaN where one of them was not run."""
     try:
-        return paired.difference(("ptmq", width, variant), ("ptmq", width))
+        return paired.difference((method, width, variant), (method, width))
     except Missing:
         return Estimate(math.nan, math.nan, 0, ())
 
@@ -34,21 +34,21 @@ def row_of(runs: pd.DataFrame, paired: Runs, method: str, variant: str) -> dict:
     part = runs[(runs.method == method) & (runs.variant == variant)]
     row = {"backbone": part.backbone.iloc[0], "method": method, "variant": variant, "seeds": part.seed.nunique()}
     row |= {width: mean_sd(part[part.width == width].top1) for width in widths_of(runs) if (part.width == width).any()}
-    if method == "ptmq" and variant != "default":
-        found = {width: change(paired, variant, width) for width in widths_of(runs)[: forest.WIDTHS]}
+    if variant != "default":
+        found = {width: change(paired, method, variant, width) for width in widths_of(runs)[: forest.WIDTHS]}
         row |= {f"change {width}": str(points) for width, points in found.items() if points.n}
     if pd.notna(part.rounding_values.iloc[0]):  # hard rounding values take one bit each
         row["R [KiB]"] = f"{part.rounding_values.iloc[0] / 8 / 1024:.2f}"
     return row | {"images": f"{part.calibration_images.iloc[0]}", "s": f"{part.seconds.mean():.0f}"}
 
 
-def table_of(runs: pd.DataFrame, missing: list[str]) -> pd.DataFrame:
+def table_of(runs: pd.DataFrame, method: str, missing: list[str]) -> pd.DataFrame:
     """One row a variant as the profile lists them, rounding to nearest last; then the variants without any run."""
-    keys = runs[["method", "variant"]].drop_duplicates().sort_values("method", key=lambda m: m != "ptmq", kind="stable")
+    keys = runs[["method", "variant"]].drop_duplicates().sort_values("method", key=lambda m: m != method, kind="stable")
     paired = Runs(runs, runs.backbone.iloc[0])
     rows = [row_of(runs, paired, *key) for key in keys.itertuples(index=False)]
     absent = [variant for variant in missing if variant not in set(runs.variant)]
-    rows += [{"backbone": runs.backbone.iloc[0], "method": "ptmq", "variant": v, "seeds": "not run"} for v in absent]
+    rows += [{"backbone": runs.backbone.iloc[0], "method": method, "variant": v, "seeds": "not run"} for v in absent]
     return pd.DataFrame(rows).fillna("")
 
 
@@ -57,18 +57,18 @@ def widths_of(runs: pd.DataFrame) -> list[str]:
     return list(runs.sort_values(["w_bits", "a_bits"]).width.drop_duplicates())
 
 
-def draw(axes, runs: pd.DataFrame) -> None:
+def draw(axes, runs: pd.DataFrame, method: str) -> None:
     """Change from the default at the lowest widths, a row a variant, with 95 % intervals."""
     paired = Runs(runs, runs.backbone.iloc[0])
-    variants = [v for v in runs[runs.method == "ptmq"].variant.drop_duplicates() if v != "default"]
+    variants = [v for v in runs[runs.method == method].variant.drop_duplicates() if v != "default"]
     for number, width in enumerate(widths_of(runs)[: forest.WIDTHS]):
         for row, variant in enumerate(variants):
-            found = change(paired, variant, width)
+            found = change(paired, method, variant, width)
             if found.n:
                 forest.point(axes, found, row, number)
         forest.name(axes, width, number)
     axes.axvline(0, color="black", linewidth=1)
-    seeds = runs[runs.method == "ptmq"].groupby("variant").seed.nunique()
+    seeds = runs[runs.method == method].groupby("variant").seed.nunique()
     axes.set_yticks(range(len(variants)), [f"{v} (n = {seeds[v]})" for v in variants])
     axes.invert_yaxis()
     axes.set_xlabel("top-1 minus the default's [points]")
@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--name", required=True)
+    parser.add_argument("--method", default="ptmq", help="whose variants they are")
     parser.add_argument("--records", type=Path, nargs="+", required=True)
     parser.add_argument("--missing", nargs="*", default=[], help="names of runs that were asked for and not run")
     args = parser.parse_args(argv)
@@ -89,9 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = pd.DataFrame([NAME.fullmatch(name).groupdict() for name in args.missing], columns=KEYS).drop_duplicates(
         ["backbone", "variant"]
     )
-    tables = pd.concat(
-        [table_of(runs[runs.backbone == b], list(missing[missing.backbone == b].variant)) for b in backbones]
-    )
+    tables = pd.concat([
+        table_of(runs[runs.backbone == b], args.method, list(missing[missing.backbone == b].variant)) for b in backbones
+    ])  # fmt: skip
     note = note_of(runs.dataset)
     write(tables, args.root / "tables" / f"ablation_{args.name}", note=note)
     height = max(2.5, 0.55 * runs.variant.nunique())
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for axes, backbone in zip(panels.flat, backbones, strict=True):
         mine = runs[runs.backbone == backbone]
-        draw(axes, mine)
+        draw(axes, mine, args.method)
         axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images")
     save(figure, args.root / "figures" / f"ablation_{args.name}", note)
 

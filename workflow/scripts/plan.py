@@ -16,13 +16,16 @@ from ptmq.suite.profile import FP32, Run, all_runs
 
 EXTENSIONS = {"tables": ("csv", "html", "md", "tex"), "figures": ("pdf", "svg", "png")}
 FP_RUN = "{}/" + FP32 + "/default/W32A32/seed0"
-# The parts of PTMQ that an ablation varies: the variants whose names begin with it.
+# The parts of a method that an ablation varies: the method's variants whose names begin with it.
 ABLATIONS = {
-    "mfm": "the cases of the feature mixer",
-    "gd": "the forms of the GD-Loss",
-    "groups": "the split of the widths into groups",
-    "rounding": "the initial V, and R shared or not",
-    "budget": "iterations and calibration images",
+    "mfm": ("ptmq", "the cases of the feature mixer"),
+    "gd": ("ptmq", "the forms of the GD-Loss"),
+    "groups": ("ptmq", "the split of the widths into groups"),
+    "rounding": ("ptmq", "the initial V, and R shared or not"),
+    "budget": ("ptmq", "iterations and calibration images"),
+    "correction": ("nested", "what is corrected, and whether it is matched or learned"),
+    "grid": ("nested", "one grid or one a width, and the width that it is searched at"),
+    "learned": ("nested", "the widths whose rounding is learned, and how widths are drawn"),
 }
 CHOSEN = {
     "methods": "method",
@@ -208,7 +211,8 @@ class Plan:
     # ------------------------------------------------------------ ablations
     def variants(self, ablation: str) -> list[str]:
         """Names of the runs of an ablation's variants."""
-        return [n for n, r in self.runs.items() if r.method == "ptmq" and r.variant.startswith(f"{ablation}_")]
+        method, _ = ABLATIONS[ablation]
+        return [n for n, r in self.runs.items() if r.method == method and r.variant.startswith(f"{ablation}_")]
 
     def reported_variants(self, ablation: str) -> list[str]:
         """Those of them that are reported."""
@@ -219,22 +223,22 @@ class Plan:
 
         Raises InputError where the profile has no such variant, or one without the default to compare it with.
         """
-        where = f"profile {self.name!r}"
+        where, (method, part) = f"profile {self.name!r}", ABLATIONS[ablation]
         if not self.reported_variants(ablation):
             raise InputError(
-                f"{where} has no variant of ptmq whose name begins with '{ablation}_', so there is nothing for"
-                f" ablation_{ablation} ({ABLATIONS[ablation]}) to compare. Use --configfile"
+                f"{where} has no variant of {method} whose name begins with '{ablation}_', so there is nothing for"
+                f" ablation_{ablation} ({part}) to compare. Use --configfile"
                 " workflow/config/cifar10_ablations.yaml, or add variants to the profile."
             )
-        default = self.of("ptmq")
+        default = self.of(method)
         alone = {(self.runs[name].backbone, self.runs[name].seed) for name in self.variants(ablation)}
         alone -= {(self.runs[name].backbone, self.runs[name].seed) for name in default}
         if alone:
             backbone, seed = min(alone)
             raise InputError(
                 f"{where}: variants are compared with the variant 'default' of the same backbone and seed, which is"
-                f" missing for {backbone}, seed {seed}. Add 'default: {{}}' to the variants of ptmq, with the seeds of"
-                " the others."
+                f" missing for {backbone}, seed {seed}. Add 'default: {{}}' to the variants of {method}, with the seeds"
+                " of the others."
             )
         return self.shown(default + self.reported_variants(ablation) + self.of("nearest_mse"))
 
@@ -295,7 +299,8 @@ class Plan:
             made[name] = Report(
                 "ablation", reads, "Ablations",
                 {name: self.outputs(tables, name) + self.outputs(figures, name)},
-                f"--root {{root}} --name {ablation} --records {{input.records}} --missing {' '.join(missing)}",
+                f"--root {{root}} --name {ablation} --method {ABLATIONS[ablation][0]} --records {{input.records}}"
+                f" --missing {' '.join(missing)}",
             )  # fmt: skip
         return made
 
