@@ -59,7 +59,7 @@ def one_calibration(runs: Runs) -> Finding:
 def near_single_width(runs: Runs, width: str) -> Finding:
     """PTMQ minus QDrop calibrated for that width alone."""
     found = runs.difference(("ptmq", width), ("qdrop", width))
-    return of_difference(found, "PTMQ minus QDrop, same calibration images and step-size search")
+    return of_difference(found, "PTMQ minus QDrop for that width alone, same calibration images")
 
 
 def case3_best(runs: Runs) -> Finding:
