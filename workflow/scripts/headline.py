@@ -1,23 +1,23 @@
 """The tidy CSV -> the figure in front: what one calibration for all widths loses against one a width, and costs.
 
-    headline.py --runs results/cifar10/runs.csv --out results/cifar10/figures
+    headline.py --runs results/cifar10/runs.csv --out results/cifar10
 
 A panel a network: top-1 minus that of QDrop, which is calibrated for each width alone, at 3, 4 and 5 bits, with 95 %
 intervals; hollow with one seed. Two panels beside them: the stored bits a weight for all widths, and the CPU-seconds of
-calibration over those of QDrop.
+calibration over those of QDrop. A table has the same numbers. Written to figures/headline.* and tables/headline.*.
 """
 
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import forest
 import matplotlib.pyplot as plt
 import pandas as pd
 from accuracy import KINDS, kind_of
+from claims import by
 from paired import Missing, Runs
 from style import label_of, save
-from tables import KEYS, cost, method_order, note_of, runs_and_folder
+from tables import KEYS, cost, method_order, note_of, runs_and_folder, write
 
 REFERENCE = "qdrop"
 LIMIT = -12  # points: what lies further below is drawn at the edge
@@ -66,28 +66,53 @@ def draw_costs(bits, seconds, costs: pd.DataFrame, backbones: Sequence[str], row
         axes.grid(axis="x", alpha=0.3)
 
 
+def table_of(runs: Runs, costs: pd.DataFrame, rows: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """What the figure shows of one network, a row a method."""
+    reference, lines = costs.loc[(runs.backbone, REFERENCE, "default")], []
+    for method, variant in rows:
+        found = {}
+        for width in runs.groups[: forest.WIDTHS]:
+            with suppress(Missing):
+                found[width] = runs.difference((method, width, variant), (REFERENCE, width))
+        if found:
+            needs, one = costs.loc[(runs.backbone, method, variant)], next(iter(found.values()))
+            line = {"backbone": runs.backbone, "method": method, "variant": variant}
+            line |= {width: str(difference) for width, difference in found.items()}
+            line |= {"seeds": str(one.n), "paired by": by(one)}
+            line["bits a weight"] = "" if pd.isna(needs.bits_all) else f"{needs.bits_all:.1f}"
+            line["CPU-s over QDrop's"] = f"{needs.cpu_seconds_all / reference.cpu_seconds_all:.2f}"
+            lines.append(line)
+    return lines
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     runs, out = runs_and_folder(__doc__, argv)
     done = runs[(runs.status == "done") & (runs.method != "fp32")]
     inside = done[done.in_groups.astype(bool)]
     backbones = [name for name, part in inside.groupby("backbone") if REFERENCE in set(part.method)]
-    rows = rows_of(inside[inside.backbone.isin(backbones)])
+    rows, costs = rows_of(inside[inside.backbone.isin(backbones)]), cost(runs).set_index(KEYS)
+    each = {backbone: Runs(inside, backbone, out) for backbone in backbones}
     size = (3.2 * (len(backbones) + 1) + 2.5, 0.42 * len(rows) + 1.4)
     widths = {"width_ratios": [*[1.3] * len(backbones), 1, 1]}
     figure, panels = plt.subplots(
         1, len(backbones) + 2, figsize=size, sharey=True, squeeze=False, layout="constrained", gridspec_kw=widths
     )
     *compared, bits, seconds = panels[0]
-    for axes, backbone in zip(compared, backbones, strict=True):
-        draw_differences(axes, Runs(inside, backbone, Path(out).parent), rows)
-    draw_costs(bits, seconds, cost(runs).set_index(KEYS), backbones, rows)
+    for axes, compared_runs in zip(compared, each.values(), strict=True):
+        draw_differences(axes, compared_runs, rows)
+    draw_costs(bits, seconds, costs, backbones, rows)
     bits.set_yticks(range(len(rows)), [label_of(*row) for row in rows])
     bits.invert_yaxis()
     for axes in [*panels[0, :1].tolist(), seconds]:
         handles, labels = axes.get_legend_handles_labels()
         place = "outside lower right" if axes is seconds else "outside lower left"
         figure.legend(handles, labels, ncols=len(backbones) + 1, fontsize="small", loc=place, frameon=False)
-    save(figure, out / "headline", note_of(runs.dataset))
+    note = note_of(runs.dataset)
+    save(figure, out / "figures/headline", note)
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    lines = [line for backbone_runs in each.values() for line in table_of(backbone_runs, costs, rows)]
+    write(pd.DataFrame(lines, columns=list(dict.fromkeys(key for line in lines for key in line))).fillna(""),
+          out / "tables/headline", by="backbone" if lines else None, note=note)  # fmt: skip
 
 
 if __name__ == "__main__":

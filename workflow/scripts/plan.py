@@ -265,7 +265,9 @@ class Plan:
             "tables": Report("tables", tidy, "Tables", {"tables": of_runs}, plain),
             "accuracy": Report("accuracy", tidy, "Figures", {"accuracy": self.outputs(figures, "accuracy")}, plain),
             "headline": Report(  # what one calibration for all widths loses and costs, against one for each
-                "headline", {**tidy, "correct": kept}, "Figures", {"headline": self.outputs(figures, "headline")}, plain
+                "headline", {**tidy, "correct": kept}, "Figures",
+                {"headline": self.outputs(figures, "headline") + self.outputs(tables, "headline")},
+                "--runs {input.runs} --out {root}",
             ),
             "cost": Report("cost", tidy, "Figures", {"cost": self.outputs(figures, "cost")}, plain),
             "blocks": Report(  # reconstruction error block by block, soft rounding values before and after learning
