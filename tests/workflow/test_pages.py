@@ -42,9 +42,10 @@ def tables(text: str) -> list[list[str]]:
 
 @pytest.fixture
 def published(tmp_path) -> Path:
-    """A copy of the published tables of two profiles."""
+    """A copy of the published tables of two profiles, with the records behind them."""
     for profile in ("cifar10", "cifar10_ablations"):
         shutil.copytree(PUBLISHED / profile, tmp_path / profile, ignore=shutil.ignore_patterns("figures", "records"))
+        (tmp_path / profile / "records").symlink_to(PUBLISHED / profile / "records")
     return tmp_path
 
 
