@@ -96,11 +96,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     save(figure, out / "blocks", note)
     learned = rows[rows.h_after.notna() & (rows.method == "ptmq")]
     backbones = list(learned.backbone.unique())
-    if not backbones:
+    if not any(record["run"]["method"] == "ptmq" for record in records):
         return
-    count = len(backbones)
+    count = max(1, len(backbones))
     figure, axes = plt.subplots(1, count, figsize=(6 * count, 3.6), squeeze=False, layout="constrained")
-    for axis, backbone in zip(axes.flat, backbones, strict=True):
+    if not backbones:
+        axes[0, 0].text(0.5, 0.5, "these records of PTMQ have no rounding values", ha="center")
+    for axis, backbone in zip(axes.flat, backbones, strict=False):
         draw_rounding(axis, learned[learned.backbone == backbone])
         axis.set_title(f"{backbone}, PTMQ")
     save(figure, out / "rounding", note)
