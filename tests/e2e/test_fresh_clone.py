@@ -60,7 +60,7 @@ def test_the_readmes_run_fetches_data_and_weights_first(clone):
     done = snakemake(clone, "-n", *of_the_readme())
     counted = jobs(done)
     assert counted["data"] == counted["weights"] == counted["fp32"] == 1
-    assert counted["qdrop"] == counted["evaluate"] == 9, "one a width"
+    assert counted["qdrop"] == counted["evaluate"] == 5, "one a width"
     assert not {"ptmq", "adaround", "train", "mixed"} & set(counted)
     assert planned(done)["data"] == planned(done)["weights"] == {"Missing output files"}
 
