@@ -18,7 +18,7 @@ from collect import KEYS, NAME, rows_of_record
 from intervals import Estimate
 from paired import Missing, Runs
 from style import save
-from tables import mean_sd, note_of, with_width, write
+from tables import mean_sd, note_of, widths_of, with_width, write
 
 
 def change(paired: Runs, method: str, variant: str, width: str) -> Estimate:
@@ -50,11 +50,6 @@ def table_of(runs: pd.DataFrame, method: str, missing: list[str]) -> pd.DataFram
     absent = [variant for variant in missing if variant not in set(runs.variant)]
     rows += [{"backbone": runs.backbone.iloc[0], "method": method, "variant": v, "seeds": "not run"} for v in absent]
     return pd.DataFrame(rows).fillna("")
-
-
-def widths_of(runs: pd.DataFrame) -> list[str]:
-    """All widths, lowest first."""
-    return list(runs.sort_values(["w_bits", "a_bits"]).width.drop_duplicates())
 
 
 def draw(axes, runs: pd.DataFrame, method: str) -> None:

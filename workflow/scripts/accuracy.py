@@ -13,21 +13,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 from style import label_of, save, style_of
-from tables import MULTI, method_order, note_of, runs_and_folder
+from tables import KINDS, kind_of, method_order, note_of, runs_and_folder
 
 VARIANT_MARKERS = "d<>hp8vs^*PX1234"
 FLOOR = "nearest_mse"  # in every panel, to compare across them
-KINDS = ("nothing learned", "one calibration for all widths", "one calibration a width", "trained with labels")
 SMALLEST = 0.1  # points; the axis is linear below
-
-
-def kind_of(lines: pd.DataFrame) -> str:
-    """Which of KINDS a method is, by its rows."""
-    if (lines.labels > 0).any():
-        return KINDS[3]
-    if not (lines.iterations > 0).any():
-        return KINDS[0]
-    return KINDS[1] if (lines.label == MULTI).all() else KINDS[2]
 
 
 def points_of(lines: pd.DataFrame, widths: pd.Index, fp: float) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 from intervals import Estimate, Interval, around, beside_one_run, lowest, ratio
-from paired import Missing, Runs
+from paired import Missing, Runs, by
 
 IMAGENET = 1_281_167  # training images
 READINGS = {  # what "with" and "without" the GD-Loss may mean: variants of PTMQ, and in words
@@ -39,11 +39,6 @@ class Claim(NamedTuple):
 def of_difference(found: Estimate, reason: str) -> Finding:
     """What a difference says by itself."""
     return Finding(around(found), found.n, by(found), reason)
-
-
-def by(found: Estimate) -> str:
-    """What a difference was paired by, as the table says it."""
-    return "seed, image" if found.paired else "seed"
 
 
 # ---------------------------------------------------------------- how they are measured

@@ -13,11 +13,9 @@ from contextlib import suppress
 import forest
 import matplotlib.pyplot as plt
 import pandas as pd
-from accuracy import KINDS, kind_of
-from claims import by
-from paired import Missing, Runs
+from paired import Missing, Runs, by
 from style import label_of, save
-from tables import KEYS, cost, method_order, note_of, runs_and_folder, write
+from tables import KEYS, KINDS, cost, kind_of, method_order, note_of, runs_and_folder, write
 
 REFERENCE = "qdrop"
 LIMIT = -12  # points: what lies further below is drawn at the edge

@@ -29,7 +29,7 @@ import pandas as pd
 import profile_keys
 from intervals import Estimate
 from paired import Missing, Runs
-from tables import MULTI, with_width
+from tables import MULTI, widths_of, with_width
 
 from ptmq.common.errors import InputError, one_of
 from ptmq.common.provenance import style_of_method
@@ -234,7 +234,7 @@ def headline(published: Published, profile: str, backbone: str, *methods: str) -
         for name, variant in map(with_variant, methods)
     ]
     served = with_width(published.runs(profile)).query("backbone == @backbone and in_groups")
-    widths = list(served.sort_values(["w_bits", "a_bits"]).width.drop_duplicates())
+    widths = widths_of(served)
     best = {width: max((value(row[width]) for row in rows if row[width]), default=0.0) for width in widths}
     body = []
     for row in rows:

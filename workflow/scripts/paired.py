@@ -99,3 +99,8 @@ def sampling(rows: pd.DataFrame) -> float:
     images = rows.images.iloc[0]
     top1 = (rows.top1.mean() * images + 100) / (images + 2)
     return top1 * (100 - top1) / images
+
+
+def by(found: Estimate) -> str:
+    """What a difference was paired by, as the table says it."""
+    return "seed, image" if found.paired else "seed"

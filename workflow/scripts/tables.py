@@ -32,6 +32,7 @@ GIVEN = {  # columns of `cost`, as its table names them
     "code": "code",
 }
 MULTI = "multi"  # label of a run for all widths at once
+KINDS = ("nothing learned", "one calibration for all widths", "one calibration a width", "trained with labels")
 NEEDED = ["labels", "images a switch"]
 LONG = 40  # characters of a LaTeX cell that is wrapped
 WIDE = 90  # characters of a LaTeX row that is scaled to the width of the text
@@ -51,6 +52,20 @@ def method_order(method: str) -> tuple:
     if method in FIRST:
         return (0, FIRST.index(method), method)
     return (2 if method in LAST else 1, 0, method)
+
+
+def kind_of(lines: pd.DataFrame) -> str:
+    """Which of KINDS a method is, by its rows."""
+    if (lines.labels > 0).any():
+        return KINDS[3]
+    if not (lines.iterations > 0).any():
+        return KINDS[0]
+    return KINDS[1] if (lines.label == MULTI).all() else KINDS[2]
+
+
+def widths_of(runs: pd.DataFrame) -> list[str]:
+    """All widths of rows that have them (`with_width`), lowest first."""
+    return list(runs.sort_values(["w_bits", "a_bits"]).width.drop_duplicates())
 
 
 def cell(group: pd.DataFrame) -> str:
@@ -78,7 +93,7 @@ def divergence(runs: pd.DataFrame) -> pd.DataFrame:
     Methods that train with labels are left out: they are free to differ from the FP network.
     """
     done = with_width(runs[(runs.status == "done") & (runs.method != "fp32") & ~(runs.labels > 0)])
-    widths = done.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
+    widths = widths_of(done)
     table = done.pivot_table(index=KEYS, columns="width", values="kl", observed=True)
     cells = table.reindex(columns=widths).map(lambda kl: "" if pd.isna(kl) else f"{kl:.4f}")
     return ordered(cells.reset_index())
@@ -88,8 +103,7 @@ def accuracy(runs: pd.DataFrame) -> pd.DataFrame:
     """Rows: backbone, method, variant · columns: the widths, lowest first, FP last · cells: top-1 in percent."""
     groups = with_width(runs).groupby([*KEYS, "w_bits", "a_bits", "width"])
     table = pd.DataFrame([[*key, cell(group)] for key, group in groups], columns=[*groups.keys, "top1"])
-    widths = table.sort_values(["w_bits", "a_bits"]).width.drop_duplicates()
-    return ordered(table.pivot(index=KEYS, columns="width", values="top1")[list(widths)].reset_index()).fillna("")
+    return ordered(table.pivot(index=KEYS, columns="width", values="top1")[widths_of(table)].reset_index()).fillna("")
 
 
 def given(runs: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 from style import label_of, style_of
-from tables import KEYS, ordered
+from tables import KEYS, ordered, widths_of
 
 MANY = 12  # lines, above which variants are shown when they are asked for
 LAYOUT = {
@@ -51,7 +51,7 @@ def charts_of(runs: pd.DataFrame) -> Iterator[Chart]:
 
 def against_width(backbone: str, runs: pd.DataFrame) -> Chart:
     """A line for each method, at the widths of the bit groups; the legend hides and shows them."""
-    widths = list(runs.sort_values(["w_bits", "a_bits"]).width.drop_duplicates())
+    widths = widths_of(runs)
     keys = list(ordered(runs[KEYS].drop_duplicates()).itertuples(index=False, name=None))
     groups = dict(list(runs.groupby(KEYS)))
     ceiling = [float(runs.fp_top1.iloc[0])] * len(widths)

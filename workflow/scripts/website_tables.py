@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from collect import MULTI
 from docutils.core import publish_parts
-from tables import KEYS, mean_sd, ordered
+from tables import KEYS, mean_sd, ordered, widths_of
 
 from ptmq.common.provenance import style_of_method
 
@@ -57,11 +57,6 @@ def number(value: Any, digits: int, link: str = "") -> Cell:
 def over_seeds(group: pd.DataFrame) -> Cell:
     """The mean over the seeds; the first one's page has links to the others."""
     return Cell(mean_sd(group.top1), str(group.top1.mean()), group.sort_values("seed").page.iloc[0])
-
-
-def widths_of(runs: pd.DataFrame) -> list[str]:
-    """The widths, lowest first."""
-    return list(runs.sort_values(["w_bits", "a_bits"]).width.drop_duplicates())
 
 
 def accuracy(runs: pd.DataFrame) -> Table:
