@@ -13,8 +13,6 @@ from tests.links import Named
 from tests.projects import QUICK, snakemake
 from tests.toys import ROOT
 
-CHROMIUM = next(filter(Path.exists, map(Path, ("/usr/bin/chromium", "/usr/bin/google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PROFILE = "results/cifar10/index.html"
 RUN = "results/cifar10/records/resnet20/ptmq/default/multi/seed0.html"
 PAGES = [PROFILE, RUN, "results/index.html", "results/leaderboard.html", "index.html", "method.html", "api.html"]
@@ -40,17 +38,6 @@ def site(tmp_path_factory) -> Path:
     folders = sorted(path for path in (ROOT / "results/published").iterdir() if path.is_dir())
     website.build(out / "results", folders)
     return out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium: apt install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="there is no playwright: make setup")
-    with api.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=str(CHROMIUM), args=QUIET)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
