@@ -73,10 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = {key: kind_of(lines) for key, lines in quantized.groupby(["method", "variant"])}
     kind = pd.Series(list(zip(quantized.method, quantized.variant, strict=True)), quantized.index).map(kinds)
     columns, rows = [name for name in KINDS if name in set(kind)], rows_of(quantized)
-    lines = quantized.assign(kind=kind).groupby(["backbone", "kind"])[["method", "variant"]]
-    longest = max(  # a row is as high as its longest legend
-        len(part.drop_duplicates()) for _, part in lines
-    )
+    entries = quantized.assign(kind=kind).drop_duplicates(["backbone", "method", "variant"])
+    longest = entries.groupby(["backbone", "kind"]).size().max()  # a row is as high as its longest legend
     size = (4.6 * len(columns), max(3.4, 0.19 * longest) * len(rows))
     figure, panels = plt.subplots(
         len(rows), len(columns), figsize=size, squeeze=False, layout="constrained", sharey="row", sharex="row"

@@ -13,9 +13,10 @@ from contextlib import suppress
 import forest
 import matplotlib.pyplot as plt
 import pandas as pd
+from intervals import Estimate
 from paired import Missing, Runs, by
 from style import label_of, save
-from tables import KEYS, KINDS, cost, kind_of, method_order, note_of, runs_and_folder, write
+from tables import FOR_EACH_WIDTH, KEYS, cost, kind_of, method_order, note_of, runs_and_folder, write
 
 REFERENCE = "qdrop"
 LIMIT = -12  # points: what lies further below is drawn at the edge
@@ -24,17 +25,27 @@ LIMIT = -12  # points: what lies further below is drawn at the edge
 def rows_of(runs: pd.DataFrame) -> list[tuple[str, str]]:
     """Method and variant of every row: those that serve all widths with one calibration, in the order of the tables."""
     kinds = {key: kind_of(lines) for key, lines in runs.groupby(["method", "variant"])}
-    shown = [key for key, kind in kinds.items() if kind != KINDS[2] and key[0] != "nearest_minmax"]
+    shown = [key for key, kind in kinds.items() if kind != FOR_EACH_WIDTH and key[0] != "nearest_minmax"]
     return sorted((key for key in shown if "+" not in key[1]), key=lambda key: (method_order(key[0]), key[1]))
 
 
-def draw_differences(axes, runs: Runs, rows: Sequence[tuple[str, str]]) -> None:
+def differences(runs: Runs, rows: Sequence[tuple[str, str]]) -> list[dict[str, Estimate]]:
+    """Of every row the difference to the reference at the lowest widths, {'W3A3': ...}; without what was not run."""
+    lines: list[dict[str, Estimate]] = []
+    for method, variant in rows:
+        lines.append({})
+        for width in runs.groups[: forest.WIDTHS]:
+            with suppress(Missing):
+                lines[-1][width] = runs.difference((method, width, variant), (REFERENCE, width))
+    return lines
+
+
+def draw_differences(axes, runs: Runs, found: Sequence[dict[str, Estimate]]) -> None:
     """One network: every method's difference to the reference, a point a width."""
     for number, width in enumerate(runs.groups[: forest.WIDTHS]):
-        for row, (method, variant) in enumerate(rows):
-            with suppress(Missing):
-                found = runs.difference((method, width, variant), (REFERENCE, width))
-                forest.point(axes, found, row, number, LIMIT)
+        for row, line in enumerate(found):
+            if width in line:
+                forest.point(axes, line[width], row, number, LIMIT)
         forest.name(axes, width, number)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_xscale("symlog", linthresh=0.5)
@@ -64,22 +75,21 @@ def draw_costs(bits, seconds, costs: pd.DataFrame, backbones: Sequence[str], row
         axes.grid(axis="x", alpha=0.3)
 
 
-def table_of(runs: Runs, costs: pd.DataFrame, rows: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    """What the figure shows of one network, a row a method."""
-    reference, lines = costs.loc[(runs.backbone, REFERENCE, "default")], []
-    for method, variant in rows:
-        found = {}
-        for width in runs.groups[: forest.WIDTHS]:
-            with suppress(Missing):
-                found[width] = runs.difference((method, width, variant), (REFERENCE, width))
-        if found:
-            needs, one = costs.loc[(runs.backbone, method, variant)], next(iter(found.values()))
-            line = {"backbone": runs.backbone, "method": method, "variant": variant}
-            line |= {width: str(difference) for width, difference in found.items()}
-            line |= {"seeds": str(one.n), "paired by": by(one)}
-            line["bits a weight"] = "" if pd.isna(needs.bits_all) else f"{needs.bits_all:.1f}"
-            line["CPU-s over QDrop's"] = f"{needs.cpu_seconds_all / reference.cpu_seconds_all:.2f}"
-            lines.append(line)
+def table_of(
+    backbone: str, costs: pd.DataFrame, rows: Sequence[tuple[str, str]], found: Sequence[dict[str, Estimate]]
+) -> list[dict[str, str]]:
+    """What the figure shows of one network, a row a method that was run."""
+    reference, lines = costs.loc[(backbone, REFERENCE, "default")], []
+    for (method, variant), line in zip(rows, found, strict=True):
+        if line:
+            needs, one = costs.loc[(backbone, method, variant)], next(iter(line.values()))
+            lines.append({
+                "backbone": backbone, "method": method, "variant": variant,
+                **{width: str(difference) for width, difference in line.items()},
+                "seeds": str(one.n), "paired by": by(one),
+                "bits a weight": "" if pd.isna(needs.bits_all) else f"{needs.bits_all:.1f}",
+                "CPU-s over QDrop's": f"{needs.cpu_seconds_all / reference.cpu_seconds_all:.2f}",
+            })  # fmt: skip
     return lines
 
 
@@ -89,15 +99,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     inside = done[done.in_groups.astype(bool)]
     backbones = [name for name, part in inside.groupby("backbone") if REFERENCE in set(part.method)]
     rows, costs = rows_of(inside[inside.backbone.isin(backbones)]), cost(runs).set_index(KEYS)
-    each = {backbone: Runs(inside, backbone, out) for backbone in backbones}
+    each = [Runs(inside, backbone, out) for backbone in backbones]
+    found = [differences(backbone_runs, rows) for backbone_runs in each]
     size = (3.2 * (len(backbones) + 1) + 2.5, 0.42 * len(rows) + 1.4)
     widths = {"width_ratios": [*[1.3] * len(backbones), 1, 1]}
     figure, panels = plt.subplots(
         1, len(backbones) + 2, figsize=size, sharey=True, squeeze=False, layout="constrained", gridspec_kw=widths
     )
     *compared, bits, seconds = panels[0]
-    for axes, compared_runs in zip(compared, each.values(), strict=True):
-        draw_differences(axes, compared_runs, rows)
+    for axes, backbone_runs, differing in zip(compared, each, found, strict=True):
+        draw_differences(axes, backbone_runs, differing)
     draw_costs(bits, seconds, costs, backbones, rows)
     bits.set_yticks(range(len(rows)), [label_of(*row) for row in rows])
     bits.invert_yaxis()
@@ -108,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     note = note_of(runs.dataset)
     save(figure, out / "figures/headline", note)
     (out / "tables").mkdir(parents=True, exist_ok=True)
-    lines = [line for backbone_runs in each.values() for line in table_of(backbone_runs, costs, rows)]
+    lines = [line for backbone, differing in zip(backbones, found, strict=True)
+             for line in table_of(backbone, costs, rows, differing)]  # fmt: skip
     write(pd.DataFrame(lines, columns=list(dict.fromkeys(key for line in lines for key in line))).fillna(""),
           out / "tables/headline", by="backbone" if lines else None, note=note)  # fmt: skip
 

@@ -32,7 +32,13 @@ GIVEN = {  # columns of `cost`, as its table names them
     "code": "code",
 }
 MULTI = "multi"  # label of a run for all widths at once
-KINDS = ("nothing learned", "one calibration for all widths", "one calibration a width", "trained with labels")
+KINDS = (
+    "nothing learned",
+    "one calibration for all widths",
+    "one calibration a width",
+    "trained with labels",
+)  # of methods
+NOTHING_LEARNED, FOR_ALL_WIDTHS, FOR_EACH_WIDTH, TRAINED = KINDS
 NEEDED = ["labels", "images a switch"]
 LONG = 40  # characters of a LaTeX cell that is wrapped
 WIDE = 90  # characters of a LaTeX row that is scaled to the width of the text
@@ -57,10 +63,10 @@ def method_order(method: str) -> tuple:
 def kind_of(lines: pd.DataFrame) -> str:
     """Which of KINDS a method is, by its rows."""
     if (lines.labels > 0).any():
-        return KINDS[3]
+        return TRAINED
     if not (lines.iterations > 0).any():
-        return KINDS[0]
-    return KINDS[1] if (lines.label == MULTI).all() else KINDS[2]
+        return NOTHING_LEARNED
+    return FOR_ALL_WIDTHS if (lines.label == MULTI).all() else FOR_EACH_WIDTH
 
 
 def widths_of(runs: pd.DataFrame) -> list[str]:
