@@ -31,7 +31,11 @@ def division(case: dict, weight: torch.Tensor) -> tuple[ElementwiseDivision, int
 )
 def test_it_matches_on_linear_layers(case):
     rounding, bits = division(case, torch.tensor(V["weight"]))
-    close(rounding.soft([bits])[bits], case["y_init"])
+    # Where a weight lies halfway between two codes, the last bit of exp(log(step)), which differs from CPU to CPU, decides.
+    places = torch.tensor(V["weight"]) / rounding.step_sizes[bits]
+    halfway = (places - places.floor() - 0.5).abs() < 1e-5
+    close(rounding.soft([bits])[bits].where(~halfway, 0), torch.tensor(case["y_init"]).where(~halfway, 0))
+    assert halfway.sum() < halfway.numel() / 4
     rounding.log_s2.data.copy_(torch.tensor(V["log_S2"]))
     rounding.log_s3.data.copy_(torch.tensor(V["log_s3"]))
     soft = rounding.soft([bits])[bits]

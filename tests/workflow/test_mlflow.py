@@ -22,6 +22,24 @@ def complete(results, monkeypatch, tmp_path) -> Results:
     return results
 
 
+def test_a_database_that_a_kill_left_half_made_does_not_stop_the_next_run(complete, capsys, monkeypatch, tmp_path):
+    """MLflow makes its tables one by one, and cannot go on where it was killed among them."""
+    import sqlite3
+
+    import mlflow
+
+    def killed(client, uri=None):
+        with sqlite3.connect((uri or mlflow.get_tracking_uri()).removeprefix("sqlite:///")) as file:
+            file.execute("CREATE TABLE registered_models (name VARCHAR(256))")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt):
+        during.setattr(mlflow.MlflowClient, "__init__", killed)
+        complete.log(f"sqlite:///{tmp_path}/mlflow.db")
+    complete.log(f"sqlite:///{tmp_path}/mlflow.db")
+    assert "6 new of 6" in capsys.readouterr().out
+
+
 def test_records_are_logged_once_with_what_they_measured(complete, capsys, tmp_path):
     import mlflow
 

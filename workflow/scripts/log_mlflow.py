@@ -27,6 +27,16 @@ from mlflow.tracking import MlflowClient
 PARENT, HASH = "ptmq.parent", "ptmq.record_sha256"
 
 
+def database(uri: str) -> None:
+    """Make the tables of a new SQLite file under another name, then rename it: a kill leaves all of them or none."""
+    scheme, path = "sqlite:///", Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith(scheme) and not path.exists():
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.unlink(missing_ok=True)
+        MlflowClient(f"{scheme}{unfinished}").search_experiments()
+        unfinished.rename(path)
+
+
 def experiment(client: MlflowClient, name: str, root: Path) -> str:
     """The experiment's id, made where it is missing; artifacts of a local store lie beside it."""
     place = (root / "mlflow").resolve().as_uri() if client.tracking_uri.startswith("sqlite") else None
@@ -126,6 +136,7 @@ def main() -> None:
     args = parser.parse_args()
     asked = json.load(sys.stdin)
     try:
+        database(args.uri)
         mlflow.set_tracking_uri(args.uri)
         client = MlflowClient()
         experiment_id = experiment(client, args.experiment, args.root)
