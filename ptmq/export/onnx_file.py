@@ -88,7 +88,13 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def keys_of(widths: Sequence[BitWidth]) -> dict[int, str]:
-    """The values of the input `bits`, and what they select."""
+    """The values of the input `bits`, and what they select: weight bits where these tell the widths apart.
+
+    >>> keys_of([BitWidth(3, 3), BitWidth(4, 4)])
+    {3: 'W3A3', 4: 'W4A4'}
+    >>> keys_of([BitWidth(4, 6), BitWidth(4, 8)])
+    {46: 'W4A6', 48: 'W4A8'}
+    """
     unique = len({width.weight for width in widths}) == len(widths)
     return {width.weight if unique else 10 * width.weight + width.activation: str(width) for width in widths}
 

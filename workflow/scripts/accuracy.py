@@ -2,9 +2,10 @@
 
     accuracy.py --runs results/digits/runs.csv --out results/digits/figures
 
-A row a backbone, for the widths of its bit groups, and one for the other widths that were run. A column a kind of
-method, with rounding to nearest in grey in each. The mean over seeds with a band of one standard deviation; hollow with
-one seed. No line passes a width that was not measured. Written as PDF, SVG and PNG.
+A row a backbone, for the widths of its bit groups, and one for the other widths that were run; a column a kind of
+method, with rounding to nearest in grey in each. Where something was learned on a backbone, those on which nothing was
+are left to the table. The mean over seeds with a band of one standard deviation; hollow with one seed. No line passes a
+width that was not measured. Written as PDF, SVG and PNG.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 from style import label_of, save, style_of
-from tables import KINDS, kind_of, method_order, note_of, runs_and_folder
+from tables import KINDS, NOTHING_LEARNED, kind_of, method_order, note_of, runs_and_folder
 
 VARIANT_MARKERS = "d<>hp8vs^*PX1234"
 FLOOR = "nearest_mse"  # in every panel, to compare across them
@@ -72,6 +73,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return save(plt.figure(), out / "accuracy", "nothing but the FP network was run")
     kinds = {key: kind_of(lines) for key, lines in quantized.groupby(["method", "variant"])}
     kind = pd.Series(list(zip(quantized.method, quantized.variant, strict=True)), quantized.index).map(kinds)
+    learned = quantized.backbone[kind != NOTHING_LEARNED].unique()
+    if len(learned):
+        quantized = quantized[quantized.backbone.isin(learned)]
+        kind = kind[quantized.index]
     columns, rows = [name for name in KINDS if name in set(kind)], rows_of(quantized)
     entries = quantized.assign(kind=kind).drop_duplicates(["backbone", "method", "variant"])
     longest = entries.groupby(["backbone", "kind"]).size().max()  # a row is as high as its longest legend

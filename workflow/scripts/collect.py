@@ -36,8 +36,19 @@ COST += [
     "threads",
 ]
 COLUMNS = ["backbone", "method", "variant", "w_bits", "a_bits", "seed", "top1", "fp_top1", *COST, "commit", "status"]
-COLUMNS += ["origin", "label", "in_groups", "kl", "correct", "images", "split", "dataset", "weights_sha256", "torch"]
-COLUMNS += ["rounding_values", "log", "code_sha256", "mixed_code", "correct_file", "images_processed"]
+COLUMNS += [
+    "origin",
+    "label",
+    "in_groups",
+    "kl",
+    "correct",
+    "images",
+    "split",
+    "dataset",
+    "weights_sha256",
+    "model_sha256",
+]
+COLUMNS += ["torch", "rounding_values", "log", "code_sha256", "mixed_code", "correct_file", "images_processed"]
 COLUMNS += ["machine", "cores", "load_start", "load_end"]
 BATCHES = ("1", "32")  # images a call, of which the latency of an ONNX file is measured
 COLUMNS += ["onnx_top1", "onnx_equal", "onnx_largest_difference", "onnx_equal_float64", "onnx_bytes", "onnx_fp32_bytes"]
@@ -81,6 +92,7 @@ def rows_of_record(path: Path) -> list[dict]:
         "threads": machine["threads"],
         "commit": record["commit"],
         "weights_sha256": record["sha256"]["weights"],
+        "model_sha256": record["sha256"].get("model"),  # the FP network has none
         "torch": machine["torch"],
         "code_sha256": record.get("code_sha256"),  # older records do not say
         "correct_file": kept_answers(path, record),

@@ -66,7 +66,13 @@ def quantile(level: float, df: float) -> float:
 
 
 def estimate(values: Sequence[float], *others: Source) -> Estimate:
-    """Of the values of all seeds; others: what is the same for every seed, and so does not show between them."""
+    """Of the values of all seeds; others: what is the same for every seed, and so does not show between them.
+
+    >>> print(estimate([91.2, 91.4, 91.3]))
+    91.30 ± 0.25
+    >>> print(estimate([91.2]))  # one seed says nothing about the others
+    91.20
+    """
     n = len(values)
     if n < 2:
         return Estimate(statistics.fmean(values), math.nan, n, (UNKNOWN, *others))
@@ -104,7 +110,12 @@ def lowest(estimates: Mapping[str, Estimate]) -> tuple[str, Interval]:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Interval:
-    """Of two positive quantities that were measured in runs of their own: the geometric means' ratio."""
+    """Of two positive quantities that were measured in runs of their own: the geometric means' ratio.
+
+    >>> found = ratio([40.0, 42.0, 41.0], [20.0, 21.0, 19.0])
+    >>> f"{found.value:.2f}, from {found.low:.2f} to {found.high:.2f}"
+    '2.05, from 1.79 to 2.36'
+    """
     one, other = (estimate(list(map(math.log, values))) for values in (above, below))
     both = Estimate(one.mean - other.mean, math.nan, min(one.n, other.n), one.sources + other.sources)
     half = both.half()

@@ -227,7 +227,10 @@ def pivot(published: Published, path: str, shown: str, down: str, across: str, *
 
 
 def headline(published: Published, profile: str, backbone: str, *methods: str) -> str:
-    """Methods by the widths that all of them serve, the best of each in bold, and what each needs for all widths."""
+    """Methods by the widths that all of them serve, the best of each in bold, and what each needs for all widths.
+
+    A name leads to the run records, as seen from the README.
+    """
     path, cost = f"{profile}/tables/accuracy.csv", f"{profile}/tables/cost.csv"
     rows = [
         published.rows(path, {"backbone": backbone, "method": name, "variant": variant}).iloc[0]
@@ -242,7 +245,9 @@ def headline(published: Published, profile: str, backbone: str, *methods: str) -
         shown = [f"**{row[w]}**" if row[w] and value(row[w]) == best[w] else row[w] for w in widths]
         needs = [cell(published, cost, name, **where) for name in NEEDS]
         told = "" if row.variant == "default" else f" ({row.variant.replace('_', ' ')})"
-        body.append([style_of_method(row.method)[0] + told, *shown, *needs])
+        name = style_of_method(row.method)[0] + told
+        folder = published.folder / profile / "records" / backbone / row.method / row.variant
+        body.append([f"[{name}]({os.path.relpath(folder, PROJECT)})", *shown, *needs])
     return markdown(["method", *widths, *NEEDS], body)
 
 
@@ -253,9 +258,10 @@ def claims(published: Published, profile: str, *texts: str) -> str:
         rows = published.rows(path, {"claim": f"{text}*"})
         said: dict[str, list[str]] = {}
         for row in rows.to_dict("records"):
-            said.setdefault(row["verdict"], []).append(f"{place(row['claim'], text)} {row['ours']}".strip())
+            ours = f"{place(row['claim'], text)} {row['ours']}" if row["ours"] else row["reason"]
+            said.setdefault(row["verdict"], []).append(ours.strip())
         found = "; ".join(f"**{verdict}** ({', '.join(each)})" for verdict, each in said.items())
-        body.append([text, cell(published, path, "paper", claim=f"{text}*"), found])
+        body.append([text, cell(published, path, "paper", claim=f"{text}*").replace("_", " "), found])
     return markdown(["the paper says", "its number", "ours"], body)
 
 

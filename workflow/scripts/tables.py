@@ -84,7 +84,11 @@ def cell(group: pd.DataFrame) -> str:
 
 
 def mean_sd(values: pd.Series, digits: int = 2) -> str:
-    """The mean, ± the standard deviation where there are several values."""
+    """The mean, ± the standard deviation where there are several values.
+
+    >>> mean_sd(pd.Series([91.2, 91.4]))
+    '91.30 ± 0.14'
+    """
     return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
