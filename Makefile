@@ -1,7 +1,8 @@
 # make reproduce: the tables and figures of the embedded default · make test: the tests · make test-all: those that
 # run the workflow from end to end, too · make lint: style, imports, types · make paper: the published tables and figures
 # from their records · make docs: the documentation and the published results as a site · make demo: a page that runs an
-# exported file in the browser · make publish PROFILE=...: one's own records become published ones. All set up first.
+# exported file in the browser · make gpu: the tests and the bench of a CUDA GPU · make publish PROFILE=...: one's own
+# records become published ones. All set up first.
 
 PYTHON ?= python3
 CORES ?= 8
@@ -12,7 +13,7 @@ PROFILE ?= cifar10
 # Two processes; tests that look at one run of the workflow, or at one calibration, stay in one of them.
 TOGETHER := -n 2 --dist loadfile
 
-.PHONY: setup reproduce paper docs demo publish test test-all crash slurm kubernetes lint clean
+.PHONY: setup reproduce paper docs demo gpu publish test test-all crash slurm kubernetes lint clean
 
 reproduce: $(READY)
 	$(BIN)/snakemake --cores $(CORES) all
@@ -36,6 +37,12 @@ demo: $(READY)
 	npm install --prefix docs/demo --no-package-lock --no-audit --no-fund
 	@echo "Open http://127.0.0.1:8000 in a browser; Ctrl+C ends it"
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory docs/demo
+
+gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "torch finds no CUDA GPU on this machine, so nothing is run"; exit 1; }
+	$(BIN)/pytest tests/test_cuda.py
+	$(BIN)/snakemake --cores 1 bench --config device=cuda
 
 test: $(READY)
 	$(BIN)/pytest $(TOGETHER)
