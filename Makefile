@@ -10,7 +10,8 @@ BIN := .venv/bin
 READY := .venv/ready
 
 PROFILE ?= cifar10
-# Two processes; tests that look at one run of the workflow, or at one calibration, stay in one of them.
+# Two processes; tests that look at one run of the workflow, or at one calibration, stay in one of them. End-to-end tests
+# are few a file and take long: in the order of the files they come before many short ones, and no process waits.
 TOGETHER := -n 2 --dist loadfile
 
 .PHONY: setup reproduce paper docs demo gpu publish test test-all crash slurm kubernetes lint clean
@@ -48,7 +49,7 @@ test: $(READY)
 	$(BIN)/pytest $(TOGETHER)
 
 test-all: $(READY)
-	$(BIN)/pytest $(TOGETHER) tests tests/e2e
+	$(BIN)/pytest $(TOGETHER) --no-loadscope-reorder tests tests/e2e
 
 crash: $(READY)
 	$(BIN)/pytest tests/e2e/test_crash.py --kills 20

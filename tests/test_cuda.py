@@ -20,7 +20,9 @@ def calibrated(method: str, images, device: str):
     """The toy, calibrated at two widths on a device; the model itself computes on the CPU."""
     open_device(device, 1)
     settings = LEARNING if method in ("nested", "ptmq") else {}
-    model = ptmq.calibrate(toy_network(), images, method=method, widths=["W3A3", "W8A8"], device=device, seed=0, **settings)
+    model = ptmq.calibrate(
+        toy_network(), images, method=method, widths=["W3A3", "W8A8"], device=device, seed=0, **settings
+    )
     return model.cpu()
 
 

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from tests.projects import copy_of_the_project, jsons, without_times
+from tests.projects import QUICK, copy_of_the_project, jsons, without_times
 from tests.toys import ROOT
 
 
@@ -76,7 +76,7 @@ def quantize(method: str, setting: str, weights, out) -> list[str]:
             "digits_resnet", "--method", method, "--set", setting, "--weights", str(weights), "--out", str(out)]  # fmt: skip
 
 
-@pytest.mark.parametrize("method, setting", [("ptmq", "iterations=100"), ("multiquant", "epochs=6")])
+@pytest.mark.parametrize("method, setting", [("ptmq", "iterations=60"), ("multiquant", "epochs=4")])
 def test_a_calibration(method, setting, weights, tmp_path, kills):
     seconds = seconds_of(quantize(method, setting, weights, tmp_path / "whole"), ROOT)
     kill_and_end(quantize(method, setting, weights, tmp_path / "killed"), ROOT, seconds, kills)
@@ -94,18 +94,17 @@ def test_a_training(tmp_path, kills):
     assert whole.read_bytes() == again.read_bytes()
 
 
-def test_the_whole_workflow(tmp_path, kills):
-    """With what the README says to type after a crash."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--rerun-incomplete", "all",
-               "--config", "methods={ptmq: {settings: {iterations: 20}}}"]  # fmt: skip
-    whole, again = (copy_of_the_project(tmp_path / name) for name in ("whole", "killed"))
-    seconds = seconds_of(command, whole)
+def test_the_whole_workflow(project, tmp_path, kills):
+    """With what the README says to type after a crash, beside the run that all tests look at."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "--rerun-incomplete", "all", "--config", QUICK]
+    again, out = copy_of_the_project(tmp_path / "killed"), project / "results/digits"
+    seconds = (out / "mlflow.json").stat().st_mtime - (out / "profile.json").stat().st_mtime  # its last and first file
     unlock = [sys.executable, "-m", "snakemake", "--unlock"]
     kill_and_end(command, again, seconds, kills, unlock, lambda: shutil.rmtree(again / "results", ignore_errors=True))
-    assert len(jsons(whole)) == 2 + 3 + 1  # models, records, mixed precision
-    for path in jsons(whole):
-        one, two = (json.loads((folder / path).read_text()) for folder in (whole, again))
+    assert len(jsons(project)) == 2 + 3 + 1  # models, records, mixed precision
+    for path in jsons(project):
+        one, two = (json.loads((folder / path).read_text()) for folder in (project, again))
         assert without_times(one) == without_times(two), path
-    tables = [(folder / "results/digits/tables/accuracy.csv").read_text().splitlines() for folder in (whole, again)]
+    tables = [(folder / "results/digits/tables/accuracy.csv").read_text().splitlines() for folder in (project, again)]
     for one, two in zip(*tables, strict=True):
         assert one.split(",")[:10] == two.split(",")[:10]
