@@ -93,8 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if of_kind.empty:
                 axes.set_axis_off()
                 continue
+            named = None if FLOOR in set(of_kind.method) else label_of(FLOOR, "default")
+            axes.plot(range(len(widths)), floor["mean"], color="#bbbbbb", linewidth=3, zorder=0, label=named)
             draw(axes, of_kind, widths, fp[backbone], inside)
-            axes.plot(range(len(widths)), floor["mean"], color="#bbbbbb", linewidth=3, zorder=0)
             axes.set_title(f"{backbone}: {name}", fontsize="medium")
         line[0].set_ylim(1.3 * max(fp[backbone] - mine.top1.min(), SMALLEST), -3 * SMALLEST)
         images = f"{int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images"

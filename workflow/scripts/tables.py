@@ -121,6 +121,8 @@ def given(runs: pd.DataFrame) -> pd.DataFrame:
     table = cost(runs)
     text = table[list(GIVEN)].rename(columns=GIVEN).astype(object)
     text = text.map(lambda value: value if isinstance(value, str) else "" if pd.isna(value) else f"{value:.0f}")
+    shown = zip(text["CPU-s for all widths"], table.clock, strict=True)
+    text["CPU-s for all widths"] = [seconds + " (clock)" * clock for seconds, clock in shown]
     text["bits a weight"] = ["" if pd.isna(bits) else f"{bits:.1f}" for bits in table.bits_all]
     text[NEEDED] = text[NEEDED].replace("0", "")  # a column for those who need any
     return pd.concat([table[KEYS], text], axis=1)
@@ -139,7 +141,7 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     unit · iterations_all: a calibration · widths: how many they are · calibrations: how many they need · seconds: of
     one calibration, with their standard deviation · seconds_all: those of one calibration times that (a single-width
     method is charged the mean over the widths of the groups that were run) · cpu_seconds_all: the same of the
-    processor, of older records those of the clock · bits_all: of a weight, as all widths are stored · switch_images,
+    processor, of older records those of the clock · clock: whether they are that · bits_all: of a weight, as all widths are stored · switch_images,
     switch_ms: what a switch of the bit-width re-estimates BatchNorm with · load: what else the machine did · code: why
     the rows may be of more than one code state.
     """
@@ -153,7 +155,7 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
         iterations=("iterations", "max"), iterations_all=("iterations_all", "max"), images=("images_used", "max"),
         labels=("labels", "max"), epochs=("epochs", "max"),
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
-        cpu_each=("cpu", "mean"), bits=("bits_per_weight", "mean"),
+        cpu_each=("cpu", "mean"), clock=("cpu_seconds", lambda seconds: seconds.isna().any()), bits=("bits_per_weight", "mean"),
         serves=("serves", "max"), label=("label", "first"), code=("mixed_code", "first"),
     ).reset_index()  # fmt: skip
     by_key = each.groupby(KEYS)
