@@ -4,8 +4,9 @@
 
 A panel a network: top-1 minus that of QDrop, which is calibrated for each width alone, at 3, 4 and 5 bits, with 95 %
 intervals; hollow with one seed. Two panels beside them: the stored bits a weight for all widths, and the CPU-seconds of
-calibration over those of QDrop, where both were measured. Left out is what is further than a few points below FP at the
-highest width: it is not trained to the end. A table has the same numbers. Written to figures/headline.* and tables/headline.*.
+calibration over those of QDrop, where both were measured. Methods further than a few points below FP at the highest
+width are left out: they were not trained to the end. A table has the same numbers. Written to figures/headline.* and
+tables/headline.*.
 """
 
 from collections.abc import Sequence

@@ -141,9 +141,9 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     unit · iterations_all: a calibration · widths: how many they are · calibrations: how many they need · seconds: of
     one calibration, with their standard deviation · seconds_all: those of one calibration times that (a single-width
     method is charged the mean over the widths of the groups that were run) · cpu_seconds_all: the same of the
-    processor, of older records those of the clock · clock: whether they are that · bits_all: of a weight, as all widths are stored · switch_images,
-    switch_ms: what a switch of the bit-width re-estimates BatchNorm with · load: what else the machine did · code: why
-    the rows may be of more than one code state.
+    processor, of older records those of the clock · clock: whether they are that · bits_all: of a weight, as all
+    widths are stored · switch_images, switch_ms: what a switch of the bit-width re-estimates BatchNorm with · load:
+    what else the machine did · code: why the rows may be of more than one code state.
     """
     done = runs[(runs.status == "done") & (runs.method != "fp32")].astype({"in_groups": bool})
     served = done[done.in_groups].drop_duplicates(["backbone", "w_bits", "a_bits"]).groupby("backbone").size()
@@ -155,7 +155,8 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
         iterations=("iterations", "max"), iterations_all=("iterations_all", "max"), images=("images_used", "max"),
         labels=("labels", "max"), epochs=("epochs", "max"),
         device=("device", "first"), peak_mb=("peak_mb", "max"), seconds_each=("seconds", "mean"),
-        cpu_each=("cpu", "mean"), clock=("cpu_seconds", lambda seconds: seconds.isna().any()), bits=("bits_per_weight", "mean"),
+        cpu_each=("cpu", "mean"),
+        clock=("cpu_seconds", lambda seconds: seconds.isna().any()), bits=("bits_per_weight", "mean"),
         serves=("serves", "max"), label=("label", "first"), code=("mixed_code", "first"),
     ).reset_index()  # fmt: skip
     by_key = each.groupby(KEYS)
