@@ -261,8 +261,9 @@ def card(part: str) -> list[str]:
 def test_the_card_of_the_subset_has_the_hashes_of_the_published_records():
     records = sorted((PUBLISHED / "imagenet_subset/records").rglob("seed*.json"))
     found = {tuple(json.loads(path.read_text())["sha256"]["data"].items()) for path in records}
-    listed = {f"imagenet_subset/{part}": card(part)[0] for part in ("train", "val")}
-    assert records and found == {tuple(listed.items())}
+    listed, content = zip(*map(card, ("train", "val")), strict=True)  # of older records the hashes of the lists
+    names = ("imagenet_subset/train", "imagenet_subset/val")
+    assert records and found <= {tuple(zip(names, hashes, strict=True)) for hashes in (listed, content)}
 
 
 @pytest.mark.skipif(not SUBSET.exists(), reason="the subset of ImageNet is not in PTMQ_DATA_DIR")
