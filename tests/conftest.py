@@ -13,7 +13,11 @@ END_TO_END = HERE / "e2e"
 
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=1, help="how often a crash test kills each of its runs")
-    parser.addoption("--all-networks", action="store_true", help="convert more networks of timm, at their own size")
+    parser.addoption(
+        "--all-networks",
+        action="store_true",
+        help="what takes minutes: more networks of timm, transformers of size base, the profile of ImageNet",
+    )
     parser.addoption("--slurm", action="store_true", help="run the workflow on a Slurm of this machine")
     parser.addoption("--kubernetes", action="store_true", help="run the workflow on Kubernetes' executor and a bucket")
 
