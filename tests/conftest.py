@@ -22,6 +22,12 @@ def pytest_addoption(parser):
     parser.addoption("--kubernetes", action="store_true", help="run the workflow on Kubernetes' executor and a bucket")
 
 
+def pytest_runtest_setup(item):
+    """What is marked `large` runs where it is asked for."""
+    if item.get_closest_marker("large") and not item.config.getoption("--all-networks"):
+        pytest.skip("--all-networks runs it")
+
+
 def pytest_ignore_collect(collection_path, config):
     """The end-to-end tests take minutes: they run where they are asked for by name."""
     asked = any(END_TO_END in [path := Path(arg.split("::")[0]).resolve(), *path.parents] for arg in config.args)

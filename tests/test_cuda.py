@@ -7,7 +7,7 @@ import ptmq
 from ptmq.common.bits import FULL_PRECISION, BitWidth
 from ptmq.common.device import open_device
 from ptmq.common.provenance import ROOT
-from tests.e2e.test_crash import kill_and_end, quantize, seconds_of, train
+from tests.kills import kill_and_end, quantize, seconds_of, train
 from tests.toys import error, logits, same_state, toy_network
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

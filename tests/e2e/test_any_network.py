@@ -33,8 +33,8 @@ NETWORKS = [
         "levit_128s", "beit_base_patch16_224", "lcnet_050",
     )),
 ]  # fmt: skip
-OTHERS = [  # other kinds of operation, at their own size, where --all-networks asks for them
-    f"timm/{name}" for name in (
+OTHERS = [  # other kinds of operation, at their own size
+    pytest.param(f"timm/{name}", marks=pytest.mark.large) for name in (
         "resnetv2_50x1_bit", "nfnet_l0", "coat_tiny", "cait_xxs24_224", "xcit_nano_12_p8_224", "eva02_tiny_patch14_224",
         "ghostnet_050", "mobilenetv4_conv_small", "fastvit_t8", "sequencer2d_s", "hrnet_w18_small", "halonet26t",
     )
@@ -76,9 +76,7 @@ def named(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, *OTHERS])
-def test_it_is_converted_equal_and_learned(name, request):
-    if name in OTHERS and not request.config.getoption("--all-networks"):
-        pytest.skip("--all-networks")
+def test_it_is_converted_equal_and_learned(name):
     network, shape = named(name)
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     spec = QuantizationSpec(None, [W4], keep_fp=LEFT.get(name.split("/")[1], ()))

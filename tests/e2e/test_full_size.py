@@ -16,21 +16,18 @@ from tests.toys import is_hard, logits, random_network
 PHOTOGRAPHS = sorted(n for n, entry in BACKBONES.items() if entry.dataset == "imagenet" and not n.startswith("vit_"))
 
 
-def skip_unless_asked(name: str, config) -> None:
+def base_marked(names: list[str]) -> list:
     """The transformers of size base are those of size small with more channels, and take minutes."""
-    if "_base_" in name and not config.getoption("--all-networks"):
-        pytest.skip("--all-networks runs it")
+    return [pytest.param(name, marks=pytest.mark.large if "_base_" in name else ()) for name in names]
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_a_large_network_folds_to_itself_and_is_covered(name, request):
-    skip_unless_asked(name, request.config)
+@pytest.mark.parametrize("name", base_marked(LARGE))
+def test_a_large_network_folds_to_itself_and_is_covered(name):
     check_coverage(name)
 
 
-@pytest.mark.parametrize("name", PHOTOGRAPHS)
-def test_a_block_is_calibrated_at_full_size(name, request):
-    skip_unless_asked(name, request.config)
+@pytest.mark.parametrize("name", base_marked(PHOTOGRAPHS))
+def test_a_block_is_calibrated_at_full_size(name):
     backbone = BACKBONES[name]
     groups = BitGroups(*backbone.groups.values())
     model = MultiBitModel(random_network(backbone.network), QuantizationSpec(backbone.blocks, groups.widths)).eval()

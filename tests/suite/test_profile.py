@@ -34,6 +34,7 @@ def changed(path: str, value) -> dict:
 def test_every_profile_is_valid(path):
     profile = read_profile(path)
     assert profile["profile"] == path.stem and all_runs(profile)
+    assert main(["check", "--profile", str(path)]) == 0, "the settings of every run, too"
 
 
 @pytest.mark.parametrize("path, value, message", [

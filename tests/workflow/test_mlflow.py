@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 
 import pytest
 
@@ -24,8 +25,6 @@ def complete(results, monkeypatch, tmp_path) -> Results:
 
 def test_a_database_that_a_kill_left_half_made_does_not_stop_the_next_run(complete, capsys, monkeypatch, tmp_path):
     """MLflow makes its tables one by one, and cannot go on where it was killed among them."""
-    import sqlite3
-
     import mlflow
 
     def killed(client, uri=None):

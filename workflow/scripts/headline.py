@@ -9,6 +9,7 @@ width are left out: they were not trained to the end. A table has the same numbe
 tables/headline.*.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -61,6 +62,11 @@ def draw_differences(axes, runs: Runs, found: Sequence[dict[str, Estimate]]) -> 
     axes.grid(axis="x", alpha=0.3)
 
 
+def over(needs: pd.Series, reference: pd.Series) -> float:
+    """The CPU-seconds of a method over those of the reference; NaN where one of them has seconds of the clock."""
+    return math.nan if needs.clock or reference.clock else needs.cpu_seconds_all / reference.cpu_seconds_all
+
+
 def draw_costs(bits, seconds, costs: pd.DataFrame, backbones: Sequence[str], rows: Sequence[tuple[str, str]]) -> None:
     """The two panels of costs: a marker a network."""
     for backbone, marker in zip(backbones, forest.MARKERS, strict=False):
@@ -68,9 +74,7 @@ def draw_costs(bits, seconds, costs: pd.DataFrame, backbones: Sequence[str], row
         style = {"color": "#555555", "marker": marker, "markersize": 5, "linestyle": "none"}
         known = [(y, costs.loc[(backbone, *row)]) for y, row in enumerate(rows) if (backbone, *row) in costs.index]
         bits.plot([row.bits_all for _, row in known], [y for y, _ in known], **style)
-        timed = [(y, row) for y, row in known if not (row.clock or reference.clock)]
-        ratios = [row.cpu_seconds_all / reference.cpu_seconds_all for _, row in timed]
-        seconds.plot(ratios, [y for y, _ in timed], label=backbone, **style)
+        seconds.plot([over(row, reference) for _, row in known], [y for y, _ in known], label=backbone, **style)
         bits.axvline(reference.bits_all, color="black", linewidth=1)
     bits.set_xlim(0)
     seconds.set_xscale("log")
@@ -90,13 +94,13 @@ def table_of(
     for (method, variant), line in zip(rows, found, strict=True):
         if line:
             needs, one = costs.loc[(backbone, method, variant)], next(iter(line.values()))
-            ratio = needs.cpu_seconds_all / reference.cpu_seconds_all
+            ratio = over(needs, reference)
             lines.append({
                 "backbone": backbone, "method": method, "variant": variant,
                 **{width: str(difference) for width, difference in line.items()},
                 "seeds": str(one.n), "paired by": by(one),
                 "bits a weight": "" if pd.isna(needs.bits_all) else f"{needs.bits_all:.1f}",
-                "CPU-s over QDrop's": "" if needs.clock or reference.clock else f"{ratio:.2f}",
+                "CPU-s over QDrop's": "" if math.isnan(ratio) else f"{ratio:.2f}",
             })  # fmt: skip
     return lines
 

@@ -24,16 +24,17 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
+SQLITE = "sqlite:///"
 PARENT, HASH = "ptmq.parent", "ptmq.record_sha256"
 
 
 def database(uri: str) -> None:
     """Make the tables of a new SQLite file under another name, then rename it: a kill leaves all of them or none."""
-    scheme, path = "sqlite:///", Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith(scheme) and not path.exists():
+    path = Path(uri.removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and not path.exists():
         unfinished = path.with_suffix(".unfinished")
         unfinished.unlink(missing_ok=True)
-        MlflowClient(f"{scheme}{unfinished}").search_experiments()
+        MlflowClient(f"{SQLITE}{unfinished}").search_experiments()
         unfinished.rename(path)
 
 

@@ -97,6 +97,11 @@ def with_width(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(width="W" + runs.w_bits.astype(str) + "A" + runs.a_bits.astype(str))
 
 
+def processor_seconds(runs: pd.DataFrame, of: str = "") -> pd.Series:
+    """CPU-seconds of a calibration, or with `_all` of all widths; of older records, which lack them, of the clock."""
+    return runs[f"cpu_seconds{of}"].fillna(runs[f"seconds{of}"])
+
+
 def divergence(runs: pd.DataFrame) -> pd.DataFrame:
     """As `accuracy`, cells: mean KL(FP || quantized) in nats, finer than top-1 for comparing settings.
 
@@ -149,7 +154,7 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     served = done[done.in_groups].drop_duplicates(["backbone", "w_bits", "a_bits"]).groupby("backbone").size()
     serves = done.groupby([*KEYS, "seed", "label"]).in_groups.transform("sum")
     # one row a calibration, whatever it serves
-    each = done.assign(serves=serves, cpu=done.cpu_seconds.fillna(done.seconds))
+    each = done.assign(serves=serves, cpu=processor_seconds(done))
     each = each[serves > 0].drop_duplicates([*KEYS, "seed", "label"])
     table = each.groupby(KEYS).agg(
         iterations=("iterations", "max"), iterations_all=("iterations_all", "max"), images=("images_used", "max"),

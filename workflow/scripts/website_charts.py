@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 from style import label_of, style_of
-from tables import KEYS, ordered, widths_of
+from tables import KEYS, ordered, processor_seconds, widths_of
 
 MANY = 12  # lines, above which variants are shown when they are asked for
 LAYOUT = {
@@ -37,7 +37,7 @@ def charts_of(runs: pd.DataFrame) -> Iterator[Chart]:
     """Of every network: accuracy against width, against what is stored, and against CPU-seconds."""
     for backbone, group in runs.groupby("backbone", sort=False):
         quantized = group[(group.method != "fp32") & group.in_groups.astype(bool)]
-        quantized = quantized.assign(cpu_seconds_all=quantized.cpu_seconds_all.fillna(quantized.seconds_all))
+        quantized = quantized.assign(cpu_seconds_all=processor_seconds(quantized, "_all"))
         if quantized.empty:
             continue
         yield against_width(str(backbone), quantized)

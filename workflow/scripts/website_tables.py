@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from collect import MULTI
 from docutils.core import publish_parts
-from tables import KEYS, mean_sd, ordered, widths_of
+from tables import KEYS, mean_sd, ordered, processor_seconds, widths_of
 
 from ptmq.common.provenance import style_of_method
 
@@ -107,7 +107,7 @@ def ranked(name: str, runs: pd.DataFrame) -> Table:
         mean = group[group.width.isin(shared)].groupby("width").top1.mean().mean()
         known = [
             number(group.bits_per_weight.mean(), 2),
-            number(group.cpu_seconds.fillna(group.seconds).mean(), 0),
+            number(processor_seconds(group).mean(), 0),
             number(group.labels.max() or None, 0),
             number(group.seed.nunique(), 0),
         ]
