@@ -23,9 +23,11 @@ def pytest_addoption(parser):
 
 
 def pytest_runtest_setup(item):
-    """What is marked `large` runs where it is asked for."""
+    """What is marked `large`, or `crash`, runs where it is asked for."""
     if item.get_closest_marker("large") and not item.config.getoption("--all-networks"):
         pytest.skip("--all-networks runs it")
+    if item.get_closest_marker("crash") and item.config.getoption("--kills") == 1:
+        pytest.skip("--kills runs it: make crash")
 
 
 def pytest_ignore_collect(collection_path, config):

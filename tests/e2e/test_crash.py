@@ -21,13 +21,6 @@ def kills(request) -> int:
     return request.config.getoption("--kills")
 
 
-@pytest.fixture
-def only_when_asked(kills):
-    """A training goes on from its last epoch as a calibration does from its last block, and takes as long to kill."""
-    if kills == 1:
-        pytest.skip("--kills runs it: make crash")
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "fp.safetensors"
@@ -36,7 +29,7 @@ def weights(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method, setting", [
-    ("ptmq", "iterations=60"), pytest.param("multiquant", "epochs=4", marks=pytest.mark.usefixtures("only_when_asked")),
+    ("ptmq", "iterations=60"), pytest.param("multiquant", "epochs=4", marks=pytest.mark.crash),
 ])  # fmt: skip
 def test_a_calibration(method, setting, weights, tmp_path, kills):
     seconds = seconds_of(quantize(method, setting, weights, tmp_path / "whole"), ROOT)
@@ -48,8 +41,9 @@ def test_a_calibration(method, setting, weights, tmp_path, kills):
     assert not list((tmp_path / "killed").glob("unfinished*"))
 
 
-@pytest.mark.usefixtures("only_when_asked")
+@pytest.mark.crash
 def test_a_training(tmp_path, kills):
+    """A training goes on from its last epoch as a calibration does from its last block."""
     seconds = seconds_of(train(tmp_path / "whole.safetensors", 10), ROOT)
     kill_and_end(train(tmp_path / "killed.safetensors", 10), ROOT, seconds, kills)
     whole, again = (tmp_path / f"{name}.safetensors" for name in ("whole", "killed"))
