@@ -32,10 +32,10 @@ def get_dataset(name: str) -> DatasetSource:
     """The dataset `name`: of the suite, a folder, of another package. Raises InputError for an unknown name."""
     if name.startswith(PREFIX):
         return folder(Path(name.removeprefix(PREFIX)).expanduser())
-    point = next((point for point in entry_points(group=GROUP) if point.name == name), None)
-    if name not in DATASETS and point:
-        return loaded(point, DatasetSource)
-    return DATASETS[one_of("dataset", name, [*DATASETS, f"{PREFIX}PATH"])]
+    if name in DATASETS:
+        return DATASETS[name]
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    return loaded(points[one_of("dataset", name, [*DATASETS, *points, f"{PREFIX}PATH"])], DatasetSource)
 
 
 def dataset_named(text: str) -> str:

@@ -4,12 +4,13 @@ Errors are the mean of |x - x_quantized|^p with p = 2.4 (BRECQ, QDrop). Inputs a
 (channels, values), and every channel gets its own step; per tensor is one row.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from ptmq.quantization.fake_quantization import dequantize, largest_code, quantize
+from ptmq.quantization.tiles import PART
 
 POWER = 2.4
 SHRINKS = 80  # BRECQ tries the full range and 79 that are 1 % smaller each
@@ -20,7 +21,8 @@ SMALLEST_STEP = 1e-8
 PARENT_BITS = 8  # of the code that nested widths share
 FINEST = 2**-12  # of the coarsest channel's step: with a finer one a bias leaves 32 bits, and the channel is dead
 
-Grids = Callable[[Tensor, Tensor, int], Iterator[tuple[Tensor, Tensor]]]  # low, high, bits -> step sizes, zero points
+# low, high (..., channels), bits -> step sizes, zero points (..., channels) of one grid or several
+Grids = Callable[[Tensor, Tensor, int], Iterator[tuple[Tensor, Tensor]]]
 
 
 def affine(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -51,8 +53,8 @@ def signed(low: Tensor, high: Tensor, bits: int) -> Iterator[tuple[Tensor, Tenso
 
 
 def not_too_fine(step: Tensor) -> Tensor:
-    """Step sizes of channels, (channels,), none of them far below the largest."""
-    return step.clamp_min(float(step.amax()) * FINEST)
+    """Step sizes of channels, (..., channels), none of them far below the largest."""
+    return step.clamp_min(step.amax(-1, keepdim=True) * FINEST)
 
 
 def nested(lowest: int) -> Grids:
@@ -89,24 +91,35 @@ def minmax(x: Tensor, bits: int, grids: Grids = own) -> tuple[Tensor, Tensor]:
 
 
 def grid_error(x: Tensor, count: Tensor | None, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """Mean |x - x_q|^p of each row, (channels,). `count`: how often each value occurs, None for once."""
-    step, zero_point = step[:, None], zero_point[:, None]
+    """Mean |x - x_q|^p of each row, (..., channels), as step and zero_point are.
+
+    `count`: how often each value occurs, None for once.
+    """
+    step, zero_point = step[..., None], zero_point[..., None]
     error = (x - dequantize(quantize(x, step, zero_point, bits), step, zero_point)).abs_().pow_(POWER)
-    return error.mean(1) if count is None else (error * count).sum(1) / count.sum(1)
+    return error.mean(-1) if count is None else (error * count).sum(-1) / count.sum(-1)
 
 
-def _best(
-    candidates: Iterable[tuple[Tensor, Tensor]], x: Tensor, count: Tensor | None, bits: int, grids: Grids
-) -> tuple[Tensor, Tensor]:
-    """The candidate (step, zero_point) with the least error for each row; the first of equals wins."""
+def _best(low: Tensor, high: Tensor, x: Tensor, count: Tensor | None, bits: int, grids: Grids) -> tuple[Tensor, Tensor]:
+    """The (step, zero_point) with the least error for each row; the first of equals wins.
+
+    low, high: (ranges, channels), whose grids are tried. Of a small tensor many are tried at once, because each would
+    take no longer than its operations take to begin.
+    """
     best = torch.full_like(x[:, 0], torch.inf)
     step, zero_point = torch.ones_like(best), torch.zeros_like(best)
-    for low, high in candidates:
-        for new_step, new_zero in grids(low, high, bits):
-            error = grid_error(x, count, new_step, new_zero, bits)
-            better = error < best
-            best = torch.where(better, error, best)
-            step, zero_point = torch.where(better, new_step, step), torch.where(better, new_zero, zero_point)
+    at_once = max(1, PART // x.numel())
+    for some in zip(low.split(at_once), high.split(at_once), strict=True):
+        found = [(grid_error(x, count, *grid, bits), *grid) for grid in grids(*some, bits)]
+        # (ranges * grids, channels): all grids of a range, then those of the next
+        errors, steps, zeros = (torch.stack(part, 1).flatten(0, 1) for part in zip(*found, strict=True))
+        least = errors.nan_to_num_(nan=torch.inf, posinf=torch.inf).amin(0, keepdim=True)
+        order = torch.arange(len(errors), device=x.device)[:, None]
+        first = torch.where(errors == least, order, len(errors)).amin(0, keepdim=True)
+        better = least[0] < best
+        best = torch.where(better, least[0], best)
+        step = torch.where(better, steps.gather(0, first)[0], step)
+        zero_point = torch.where(better, zeros.gather(0, first)[0], zero_point)
     return step, zero_point
 
 
@@ -126,8 +139,8 @@ def brecq(x: Tensor, bits: int, count: Tensor | None = None, grids: Grids = own)
 def _shrunk(
     low: Tensor, high: Tensor, x: Tensor, count: Tensor | None, bits: int, grids: Grids
 ) -> tuple[Tensor, Tensor]:
-    factors = (1 - 0.01 * i for i in range(SHRINKS))
-    return _best(((low * f, high * f) for f in factors), x, count, bits, grids)
+    factors = x.new_tensor([1 - 0.01 * i for i in range(SHRINKS)])[:, None]
+    return _best(low * factors, high * factors, x, count, bits, grids)
 
 
 def shift(x: Tensor, bits: int, count: Tensor | None = None, grids: Grids = own) -> tuple[Tensor, Tensor]:
@@ -137,20 +150,16 @@ def shift(x: Tensor, bits: int, count: Tensor | None = None, grids: Grids = own)
     at 8 bits. One-sidedness is decided for the whole tensor, as in the reference.
     """
     low, high = x.amin(1), x.amax(1)
-    one_sided = bool((low >= 0).all() or (high <= 0).all())
-
-    def candidates() -> Iterator[tuple[Tensor, Tensor]]:
-        for i in range(1, THRESHOLDS + 1):
-            if one_sided:
-                threshold = torch.maximum(low.abs(), high) / THRESHOLDS * i
-                yield (torch.zeros_like(low), threshold) if low.amin() >= 0 else (-threshold, torch.zeros_like(low))
-            else:
-                span = (high - low) / THRESHOLDS * i
-                for zero in range(largest_code(bits) + 1):
-                    below = span / largest_code(bits) * zero
-                    yield -below, span - below
-
-    return _best(candidates(), x, count, bits, grids)
+    shares = x.new_tensor(range(1, THRESHOLDS + 1))[:, None]
+    if (low >= 0).all() or (high <= 0).all():
+        threshold = torch.maximum(low.abs(), high) / THRESHOLDS * shares
+        nothing = torch.zeros_like(threshold)
+        ends = (nothing, threshold) if low.amin() >= 0 else (-threshold, nothing)
+    else:
+        span = ((high - low) / THRESHOLDS * shares)[:, None]  # (thresholds, 1, channels)
+        below = span / largest_code(bits) * x.new_tensor(range(largest_code(bits) + 1))[:, None]
+        ends = (-below).flatten(0, 1), (span - below).flatten(0, 1)
+    return _best(*ends, x, count, bits, grids)
 
 
 Search = Callable[

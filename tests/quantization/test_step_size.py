@@ -48,6 +48,18 @@ def test_search_is_not_worse_than_minmax(search, bits):
     assert (found <= step_size.grid_error(x, None, *step_size.minmax(x, bits), bits) + 1e-7).all()
 
 
+@pytest.mark.parametrize("search", ["shrink", "brecq", "shift"])
+@pytest.mark.parametrize("grids", [step_size.own, step_size.signed, step_size.nested(3)])
+def test_it_is_no_matter_how_many_ranges_are_tried_at_once(search, grids, monkeypatch):
+    x = torch.randn(5, 37, generator=torch.Generator().manual_seed(0))
+    x[3] = 0  # where every range has the same error: the first wins
+    together = step_size.SEARCHES[search](x, 4, grids=grids)
+    for part in (1, 7 * x.numel()):
+        monkeypatch.setattr(step_size, "PART", part)
+        apart = step_size.SEARCHES[search](x, 4, grids=grids)
+        assert all(torch.equal(one, other) for one, other in zip(together, apart, strict=True))
+
+
 @pytest.mark.parametrize("bits", [3, 8])
 def test_histogram_finds_the_step_of_the_whole_tensor(bits):
     x = torch.randn(4 * step_size.BINS, generator=torch.Generator().manual_seed(0)).relu()
