@@ -1,4 +1,5 @@
-"""The benchmark: what an iteration of learning costs beside the plain passes that it contains, and where the rest goes.
+"""The benchmark: what an iteration of learning costs beside the plain passes that it contains, and where the rest goes;
+how large exported files are and how fast they run.
 
 Every case is measured in one process and gives one record; networks have random weights and random images. Times that
 are compared are taken in turn, so that they share whatever else the machine does: read ratios, not milliseconds.
@@ -13,16 +14,22 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from ptmq.api import calibrate
 from ptmq.common import provenance
 from ptmq.common.bits import FULL_PRECISION, BitGroups, BitWidth
 from ptmq.common.device import keep_freed_memory
 from ptmq.common.errors import one_of
+from ptmq.export.onnx_file import export_onnx
+from ptmq.export.session import Deployed, open_session
+from ptmq.export.skeleton import EXAMPLES, IMAGES, as_onnx
 from ptmq.methods.interface import create
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.models.backbone import CNN_GROUPS, get_backbone
@@ -34,7 +41,7 @@ from ptmq.reconstruction.features import Features, memory_format, propagate, tak
 from ptmq.reconstruction.losses import distance
 from ptmq.reconstruction.settings import Execution
 from ptmq.suite import run_record
-from ptmq.suite.deploy.latency import in_turn
+from ptmq.suite.deploy.latency import has_vnni, in_turn, spread
 
 GROUPS = BitGroups(*CNN_GROUPS.values())
 SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8), "imagenet": (3, 224, 224)}
@@ -47,7 +54,9 @@ BLOCKS = {  # a block of each kind: backbone and unit
     "mobilenet-inverted-residual": ("mobilenet_v2", "features.3"),
     "deit-tiny-block": ("deit_tiny_patch16_224", "blocks.0"),
 }
-IMAGES = 64  # from which an iteration draws its batch
+EXPORTED = ("resnet20", "shufflenetv2_x0_5", "resnet18", "mobilenet_v2", "vit_tiny_patch16_224")
+EXPORT_BATCHES, EXPORT_IMAGES = (1, 32), 8  # images a call; images of the calibration, which times do not depend on
+DRAWN = 64  # images from which an iteration draws its batch
 BUDGET = 20  # seconds
 PROFILED = 3  # iterations
 DEPTHS, DEPTH_ITERATIONS, DEPTH_IMAGES = (20, 32, 44, 56), 10, 128
@@ -74,7 +83,7 @@ def block_of(case: str, device: torch.device) -> tuple[Unit, Features]:
     name, block = BLOCKS[case]
     backbone = get_backbone(name)
     model = MultiBitModel(random_network(backbone.network), QuantizationSpec(backbone.blocks, GROUPS.widths)).to(device)
-    x = random_images(backbone.dataset, IMAGES).to(device)
+    x = random_images(backbone.dataset, DRAWN).to(device)
     before = [unit.name for unit in model.units].index(block)
     for unit in model.units[:before]:
         x = propagate(unit, x, FULL_PRECISION)
@@ -198,7 +207,7 @@ def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     """Median milliseconds of switching ResNet-20 to another width, with weights computed before and not."""
     backbone = get_backbone("resnet20")
     model = MultiBitModel(random_network(backbone.network), QuantizationSpec(backbone.blocks, GROUPS.widths)).to(device)
-    model.search_step_sizes(random_images("cifar10", IMAGES).to(device), "minmax")
+    model.search_step_sizes(random_images("cifar10", DRAWN).to(device), "minmax")
 
     def switch(number: int, prepared: bool) -> float:
         width = model.widths[number % len(model.widths)]
@@ -259,18 +268,53 @@ def processes(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     return {"iterations_a_second": rates, "repeats": rounds}
 
 
+def exported(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
+    """Bytes of one ONNX file of all widths and of the FP32 network's, and milliseconds of a call of each, in turn.
+
+    The model is one of `nested` that learns nothing; neither its file's size nor its speed depends on its weights.
+    """
+    name = case.removeprefix("onnx-")
+    backbone = get_backbone(name).complete()
+    network, x = random_network(backbone.network), random_images(backbone.dataset, max(EXPORT_BATCHES))
+    widths = [str(width) for width in GROUPS.widths]
+    few_images = x[:EXPORT_IMAGES]
+    model = calibrate(network, few_images, "nested", widths, target="onnx", iterations=0, device="cpu", progress=False)
+    with tempfile.TemporaryDirectory() as folder:
+        file, fp32 = Path(folder, "all.onnx"), Path(folder, "fp32.onnx")
+        done = export_onnx(model, file, normalization=(backbone.mean, backbone.std))
+        fp32.write_bytes(as_onnx(network, torch.zeros(EXAMPLES, *x.shape[1:]), name).SerializeToString())
+        size = {"bytes": done.bytes, "fp32_bytes": fp32.stat().st_size}
+        threads = torch.get_num_threads()
+        deployed, reference = Deployed(file, threads), open_session(fp32, threads)
+    latency = {}
+    for count in EXPORT_BATCHES:
+        batch = x[:count].numpy()
+        pixels = np.zeros(batch.shape, dtype=np.uint8)
+        calls = {width: partial(deployed, pixels, width) for width in widths}
+        calls["fp32"] = partial(reference.run, None, {IMAGES: batch})
+        times = in_turn(list(calls.values()), repeats, budget=BUDGET)
+        latency[count] = {
+            key: spread([1000 * second for second in taken]) for key, taken in zip(calls, times, strict=True)
+        }
+    return {
+        "backbone": name, "input": list(x.shape[1:]), "size": size, "latency": latency, "integer": done.integer,
+        "floats": [list(row) for row in done.floats], "vnni": has_vnni(), "repeats": repeats,
+    }  # fmt: skip
+
+
 CASES: dict[str, Callable[[str, int, torch.device], dict[str, Any]]] = {
     **dict.fromkeys(BLOCKS, block),
     "depth": depth,
     "switching": switching,
     "processes": processes,
+    **{f"onnx-{name}": exported for name in EXPORTED},
 }
 
 
 def measure(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     """The record of one case."""
     one_of("--case", case, CASES)
-    if case == "processes":
+    if case == "processes" or case.startswith("onnx"):
         device = torch.device("cpu")
     result = CASES[case](case, repeats, device)
     return {
@@ -289,6 +333,11 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     for key in ("ms", "ratio", "seconds", "iterations_a_second"):
         for name, value in result.get(key, {}).items():
             yield f"{key.replace('_', ' '):16} {name!s:28} {value if isinstance(value, dict) else f'{value:.2f}'}"
+    for count, times in result.get("latency", {}).items():
+        for name, taken in times.items():
+            yield f"{f'ms, batch {count}':16} {name:28} {taken['median']:.2f}"
+    for name, count in result.get("size", {}).items():
+        yield f"{'size':16} {name:28} {count:,}"
     for key in ("compile_seconds", "prepared_ms", "unprepared_ms", "prepared_mib", "peak_mb"):
         if key in result:
             yield f"{key.replace('_', ' '):16} {result[key]:.3f}"

@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from ptmq.suite.bench import BLOCKS
+from ptmq.suite.bench import CASES
 from tests.projects import QUICK, copy_of_results, copy_of_the_project, planned, snakemake
 
 TABLE = "results/digits/tables/accuracy.md"
@@ -101,10 +101,10 @@ def test_a_profile_can_be_renamed(project):
     assert {"data", "train", "fp32", "nearest", "ptmq"} <= set(planned(done))
 
 
-def test_the_bench_has_a_job_for_every_block_that_it_knows(project):
+def test_the_bench_has_a_job_for_every_case_that_it_knows(project):
     done = snakemake(project, "-n", "bench")
     cases = set(re.findall(r"output: results/bench/records/1/([\w-]+)\.json", done.stdout))
-    assert cases == {*BLOCKS, "depth", "switching", "processes"}
+    assert cases == set(CASES)
 
 
 def test_a_second_run_has_nothing_to_do(project):

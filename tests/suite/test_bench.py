@@ -37,3 +37,14 @@ def test_iterations_of_two_methods_share_a_block():
     assert all(torch.equal(p, b) for p, b in zip(first.relaxations[0].parameters(), before, strict=True))
     first()
     assert not torch.equal(next(first.relaxations[0].parameters()), before[0])
+
+
+def test_files_of_a_network_are_measured_beside_fp32(monkeypatch):
+    monkeypatch.setattr(bench, "EXPORT_BATCHES", (1, 2))
+    record = bench.exported("onnx-digits_resnet", 2, CPU)
+    assert 0 < record["size"]["bytes"] < record["size"]["fp32_bytes"] and record["floats"] == []
+    assert {count: set(times) for count, times in record["latency"].items()} == dict.fromkeys(
+        (1, 2), {"fp32", *map(str, bench.GROUPS.widths)}
+    )
+    assert all(0 < taken["low"] <= taken["median"] for times in record["latency"].values() for taken in times.values())
+    assert any(line.startswith("ms, batch 2") for line in bench.lines(record))

@@ -11,10 +11,17 @@ BENCH_BLOCKS = [
     "mobilenet-inverted-residual",
     "deit-tiny-block",
 ]
+BENCH_ONNX = [
+    "onnx-resnet20",
+    "onnx-shufflenetv2_x0_5",
+    "onnx-resnet18",
+    "onnx-mobilenet_v2",
+    "onnx-vit_tiny_patch16_224",
+]
 BENCH_RECORD = f"{BENCH}/records/{{threads}}/{{case}}.json"
 BENCH_OUTPUTS = expand(
     f"{BENCH}/tables/{{table}}.{{ext}}",
-    table=["iterations", "operators", "depth", "switching", "processes"],
+    table=["iterations", "operators", "depth", "switching", "processes", "onnx"],
     ext=["csv", "html", "md", "tex"],
 ) + expand(f"{BENCH}/figures/bench.{{ext}}", ext=["pdf", "svg", "png"])
 
@@ -43,7 +50,7 @@ rule bench_case:
 rule bench:
     input:
         blocks=expand(BENCH_RECORD, case=BENCH_BLOCKS, threads=BENCH_THREADS),
-        others=expand(BENCH_RECORD, case=["depth", "switching", "processes"], threads=1),
+        others=expand(BENCH_RECORD, case=["depth", "switching", "processes", *BENCH_ONNX], threads=1),
     output:
         report(BENCH_OUTPUTS, category="Speed", caption="../captions/bench.rst"),
     log:

@@ -3,7 +3,7 @@
     bench.py --out results/bench --records results/bench/records/1/resnet20-stage1.json ...
 
 tables: iterations.* (ratios to the plain passes), operators.* (where the time of a PTMQ iteration goes), depth.*
-(seconds of a whole calibration), switching.*, processes.* · figures: bench.*
+(seconds of a whole calibration), switching.*, processes.*, onnx.* (size and speed of exported files) · figures: bench.*
 """
 
 from collections.abc import Sequence
@@ -56,6 +56,23 @@ def depth(record: dict) -> pd.DataFrame:
     seconds = np.array(list(record["seconds"].values()))
     line = np.polyval(np.polyfit(layers, seconds, 1), layers)
     return pd.DataFrame({"layers": layers, "seconds": seconds, "straight line": line})
+
+
+def onnx(records: list[dict]) -> pd.DataFrame:
+    """A row a network and number of images: size of the files, how many times as fast as FP32 each width is."""
+    rows = []
+    for record in records:
+        size = {name: count / 2**20 for name, count in record["size"].items()}  # MiB
+        for count, times in record["latency"].items():
+            fp32 = times["fp32"]["median"]
+            faster = {name: f"{fp32 / taken['median']:.2f}" for name, taken in times.items() if name != "fp32"}
+            rows.append({
+                "network": record["backbone"], "pixels": "×".join(map(str, record["input"])),
+                "FP32 file [MiB]": f"{size['fp32_bytes']:.2f}", "file of all widths [MiB]": f"{size['bytes']:.2f}",
+                "share": f"{size['bytes'] / size['fp32_bytes']:.2f}", "in floating point": len(record["floats"]),
+                "batch": count, "FP32 [ms]": f"{fp32:.2f}", **faster, "VNNI": "yes" if record["vnni"] else "no",
+            })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def draw(blocks: list[dict], shares: pd.DataFrame, line: pd.DataFrame) -> plt.Figure:
@@ -122,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "gain of two processes": ((rates["2x1"] / rates["1x2"] - 1) * 100).map("{:+.0f} %".format),
     })  # fmt: skip
     write(table, tables / "processes", by=None)
+    write(onnx([record for record in records if "latency" in record]), tables / "onnx", by=None)
     save(draw(blocks, shares, line), out / "figures" / "bench")
 
 
