@@ -56,7 +56,7 @@ def draw(axes, runs: pd.DataFrame, widths: pd.Index, fp: float, joined: bool) ->
     axes.set_xticks(range(len(widths)), [f"W{w}A{a}" for w, a in widths])
     axes.axhline(0, color="black", linewidth=1, linestyle="-.")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small", loc="lower right")
+    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
 
 
 def rows_of(runs: pd.DataFrame) -> list[tuple[str, bool]]:
@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         kind = kind[quantized.index]
     columns, rows = [name for name in KINDS if name in set(kind)], rows_of(quantized)
     entries = quantized.assign(kind=kind).drop_duplicates(["backbone", "method", "variant"])
-    longest = entries.groupby(["backbone", "kind"]).size().max()  # a row is as high as its longest legend
-    size = (4.6 * len(columns), max(3.4, 0.19 * longest) * len(rows))
+    longest = entries.groupby(["backbone", "kind"]).size().max()
+    size = (4.6 * len(columns), (3.2 + 0.1 * longest) * len(rows))  # legends lie below, in two columns
     figure, panels = plt.subplots(
         len(rows), len(columns), figsize=size, squeeze=False, layout="constrained", sharey="row", sharex="row"
     )

@@ -15,6 +15,7 @@ from style import label_of, save, style_of
 from tables import records_and_folder, write
 
 FILLS = ("full", "none", "left", "bottom")  # of markers, by network: colour and form are the method's
+LINES = ("-", "--", ":", "-.")  # of FP32, by network
 KERNELS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat")
 
 
@@ -62,8 +63,8 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame) -> plt.Figure:
-    """Accuracy against the latency of one image, and against the size of the file, a panel each."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained", sharey=True)
+    """Accuracy against the latency of one image, and against the size of the file, a panel each; FP32's as lines."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained", sharey=True)
     fills = dict(zip(table.backbone.unique(), cycle(FILLS), strict=False))
     for (backbone, method, variant), part in table.groupby(["backbone", "method", "variant"], sort=False):
         _, colour, marker, _ = style_of(method)
@@ -73,13 +74,17 @@ def draw(table: pd.DataFrame) -> plt.Figure:
         right.plot(mean["file [KiB]"], mean["top-1 of the file"], marker, **look)
         for width, point in mean.iloc[[0, -1]].iterrows():  # the lowest and the highest: others lie between
             place = point["ms, batch 1"], point["top-1 of the file"]
-            left.annotate(str(width), place, (4, 4), textcoords="offset points", fontsize="x-small")
+            left.annotate(str(width), place, (9, -3), textcoords="offset points", fontsize="x-small")
+    for (backbone, part), line in zip(table.groupby("backbone", sort=False), cycle(LINES), strict=False):
+        fp32 = (part["ms, batch 1"] * part["times FP32, batch 1"]).mean(), part["FP32 file [KiB]"].mean()
+        for axes, place in zip((left, right), fp32, strict=True):
+            axes.axvline(place, color="#888888", linestyle=line, label=f"{backbone}, FP32")
     left.set(xlabel="latency of one image [ms]", ylabel="top-1 [%]")
     right.set(xlabel="file, all widths in one [KiB]")
-    left.margins(x=0.1)
     for axes in (left, right):
+        axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
-    right.legend(fontsize="small")
+    right.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
