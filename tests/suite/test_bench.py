@@ -43,8 +43,7 @@ def test_files_of_a_network_are_measured_beside_fp32(monkeypatch):
     monkeypatch.setattr(bench, "EXPORT_BATCHES", (1, 2))
     record = bench.exported("onnx-digits_resnet", 2, CPU)
     assert 0 < record["size"]["bytes"] < record["size"]["fp32_bytes"] and record["floats"] == []
-    assert {count: set(times) for count, times in record["latency"].items()} == dict.fromkeys(
-        (1, 2), {"fp32", *map(str, bench.GROUPS.widths)}
-    )
+    columns = {"fp32", *map(str, bench.GROUPS.widths)}
+    assert {count: set(times) for count, times in record["latency"].items()} == {1: columns, 2: columns}
     assert all(0 < taken["low"] <= taken["median"] for times in record["latency"].values() for taken in times.values())
     assert any(line.startswith("ms, batch 2") for line in bench.lines(record))
