@@ -8,7 +8,7 @@ only for the numbers that are reported.
 """
 
 import os
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from ptmq.common.errors import one_of
@@ -34,7 +34,9 @@ def get_dataset(name: str) -> DatasetSource:
         return folder(Path(name.removeprefix(PREFIX)).expanduser())
     if name in DATASETS:
         return DATASETS[name]
-    points = {point.name: point for point in entry_points(group=GROUP)}
+    points: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        points.setdefault(point.name, point)  # of two packages the first
     return loaded(points[one_of("dataset", name, [*DATASETS, *points, f"{PREFIX}PATH"])], DatasetSource)
 
 

@@ -38,7 +38,7 @@ rule bench_case:
         cpu=ALL_CPUS,
         gpu=on_gpu(),
     params:
-        code=code_sha256("ptmq.suite.bench", "ptmq.methods.ptmq", "baselines.qdrop"),
+        code=code_sha256("ptmq.suite.bench", "ptmq.methods.ptmq", "ptmq.methods.nested", "baselines.qdrop"),
         device=DEVICE,
     shell:
         logged(
