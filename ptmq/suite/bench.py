@@ -29,7 +29,7 @@ from ptmq.common.device import keep_freed_memory
 from ptmq.common.errors import one_of
 from ptmq.export.onnx_file import export_onnx
 from ptmq.export.session import Deployed, open_session
-from ptmq.export.skeleton import EXAMPLES, IMAGES, as_onnx
+from ptmq.export.skeleton import IMAGES
 from ptmq.methods.interface import create
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.models.backbone import CNN_GROUPS, get_backbone
@@ -41,7 +41,8 @@ from ptmq.reconstruction.features import Features, memory_format, propagate, tak
 from ptmq.reconstruction.losses import distance
 from ptmq.reconstruction.settings import Execution
 from ptmq.suite import run_record
-from ptmq.suite.deploy.latency import has_vnni, in_turn, spread
+from ptmq.suite.deploy.files import write_fp32
+from ptmq.suite.deploy.latency import has_vnni, in_turn, spreads
 
 GROUPS = BitGroups(*CNN_GROUPS.values())
 SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8), "imagenet": (3, 224, 224)}
@@ -283,7 +284,7 @@ def exported(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file, fp32 = Path(folder, "all.onnx"), Path(folder, "fp32.onnx")
         done = export_onnx(model, file, normalization=(backbone.mean, backbone.std))
-        fp32.write_bytes(as_onnx(network, torch.zeros(EXAMPLES, *x.shape[1:]), name).SerializeToString())
+        write_fp32(network, name, x.shape[1:], fp32)
         size = {"bytes": done.bytes, "fp32_bytes": fp32.stat().st_size}
         threads = torch.get_num_threads()
         deployed, reference = Deployed(file, threads), open_session(fp32, threads)
@@ -294,9 +295,7 @@ def exported(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
         calls = {width: partial(deployed, pixels, width) for width in widths}
         calls["fp32"] = partial(reference.run, None, {IMAGES: batch})
         times = in_turn(list(calls.values()), repeats, budget=BUDGET)
-        latency[count] = {
-            key: spread([1000 * second for second in taken]) for key, taken in zip(calls, times, strict=True)
-        }
+        latency[count] = spreads(calls, times)
         rounds[count] = len(times[0])
     return {
         "backbone": name, "input": list(x.shape[1:]), "size": size, "latency": latency, "integer": done.integer,

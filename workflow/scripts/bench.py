@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from style import save
-from tables import records_and_folder, write
+from tables import VNNI, records_and_folder, write
 
 GOALS = {"convolution": 1.3, "transformer": 1.5}  # of a PTMQ iteration, in its three plain passes
 LARGEST = 6  # operators that are named
@@ -70,7 +70,7 @@ def onnx(records: list[dict]) -> pd.DataFrame:
                 "network": record["backbone"], "pixels": "×".join(map(str, record["input"])),
                 "FP32 file [MiB]": f"{size['fp32_bytes']:.2f}", "file of all widths [MiB]": f"{size['bytes']:.2f}",
                 "share": f"{size['bytes'] / size['fp32_bytes']:.2f}", "in floating point": len(record["floats"]),
-                "batch": count, "FP32 [ms]": f"{fp32:.2f}", **faster, "VNNI": "yes" if record["vnni"] else "no",
+                "batch": count, "FP32 [ms]": f"{fp32:.2f}", **faster, "VNNI": VNNI[record["vnni"]],
             })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -12,7 +12,7 @@ from itertools import cycle
 import matplotlib.pyplot as plt
 import pandas as pd
 from style import label_of, save, style_of
-from tables import records_and_folder, write
+from tables import VNNI, records_and_folder, write
 
 FILLS = ("full", "none", "left", "bottom")  # of markers, by network: colour and form are the method's
 LINES = ("-", "--", ":", "-.")  # of FP32, by network
@@ -41,7 +41,7 @@ def rows_of(record: dict) -> list[dict]:
             // record["kernels"]["branches"],
             "in floating point": len(record["floats"]),
             "threads": environment["threads"], "CPU": environment["cpu"],
-            "VNNI": {True: "yes", False: "no", None: "unknown"}[environment["vnni"]],
+            "VNNI": VNNI[environment["vnni"]],
         })  # fmt: skip
     return rows
 

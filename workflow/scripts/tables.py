@@ -97,6 +97,9 @@ def with_width(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(width="W" + runs.w_bits.astype(str) + "A" + runs.a_bits.astype(str))
 
 
+VNNI = {True: "yes", False: "no", None: "unknown"}  # of a processor, as the records say it
+
+
 def processor_seconds(runs: pd.DataFrame, of: str = "") -> pd.Series:
     """CPU-seconds of a calibration, or with `_all` of all widths; of older records, which lack them, of the clock."""
     return runs[f"cpu_seconds{of}"].fillna(runs[f"seconds{of}"])

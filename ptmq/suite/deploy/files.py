@@ -1,5 +1,6 @@
 """The files of a deployment: a calibrated model of a folder as ONNX, and the FP32 network that it is held against."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,5 +48,9 @@ def stored_as_bytes(run: dict[str, Any] | None, data_dir: str | None) -> bool:
 
 def export_fp32(backbone: str, weights: Path, shape: tuple[int, ...], out: Path) -> None:
     """Write a floating-point network as ONNX; it takes prepared images (batch, *shape), float32."""
-    network: Any = load_network(backbone, weights).eval()
-    out.write_bytes(as_onnx(network, torch.zeros(EXAMPLES, *shape), backbone).SerializeToString())
+    write_fp32(load_network(backbone, weights).eval(), backbone, shape, out)
+
+
+def write_fp32(network: Any, name: str, shape: Sequence[int], out: Path) -> None:
+    """Write a network in evaluation mode as ONNX; name: for messages."""
+    out.write_bytes(as_onnx(network, torch.zeros(EXAMPLES, *shape), name).SerializeToString())

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,7 @@ def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict
 
     Round by round, each case once: what else the machine does hits all of them alike.
     """
-    times = in_turn(list(cases.values()), repeats)
-    return {name: spread([1000 * second for second in taken]) for name, taken in zip(cases, times, strict=True)}
+    return spreads(cases, in_turn(list(cases.values()), repeats))
 
 
 def in_turn(
@@ -43,6 +42,11 @@ def in_turn(
             if number >= WARM_UP:
                 taken.append(time.perf_counter() - start)
     return times
+
+
+def spreads(names: Iterable[str], times: Sequence[list[float]]) -> dict[str, dict[str, float]]:
+    """Milliseconds of each name's calls: median and quartiles. times: seconds, as `in_turn` gives them."""
+    return {name: spread([1000 * second for second in taken]) for name, taken in zip(names, times, strict=True)}
 
 
 def spread(values: list[float]) -> dict[str, float]:
