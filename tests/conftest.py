@@ -38,10 +38,10 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.fixture
 def images():
-    """48 images for the toy network."""
-    import torch
+    """For the toy network."""
+    from tests.toys import toy_images
 
-    return torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    return toy_images()
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ def copy_of_the_project(folder: Path) -> Path:
     profile = yaml.safe_load(path.read_text())
     backbone = profile["backbones"]["digits_resnet"]
     profile["backbones"] = {"digits_resnet": {**backbone, "training": {"epochs": 1}}}
+    profile["calibration_images"] = 64
     profile["methods"] = {name: profile["methods"][name] for name in ("nearest_mse", "ptmq")}
     path.write_text(yaml.safe_dump(profile, sort_keys=False))
     return folder

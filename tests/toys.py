@@ -82,6 +82,11 @@ def toy_network() -> nn.Module:
 TOY = Backbone("tests.toys:toy_network", "digits", ("blocks.*",), mean=(0.0, 0.0), std=(1.0, 1.0), training=Training())
 
 
+def toy_images(count: int = 48) -> Tensor:
+    """Images of the toy's size, always the same."""
+    return torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
 def toy_model(widths=GROUPS.widths) -> MultiBitModel:
     """The toy cut into units, step sizes not set."""
     return MultiBitModel(toy_network(), QuantizationSpec(["blocks.*"], widths)).eval()

@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,15 @@ def peak_mb(device: torch.device) -> float:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and the machine: what a result may depend on besides its configuration."""
-    import timm
-    import torchvision
+    """Versions and the machine: what a result may depend on besides its configuration.
 
+    The libraries of networks say theirs without being imported, which takes longer than many a run.
+    """
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
+        "torchvision": version("torchvision"),
+        "timm": version("timm"),
         "numpy": np.__version__,
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model(),

@@ -15,9 +15,9 @@ from ptmq.export import onnx_file, skeleton
 from ptmq.export.frozen import simulate
 from ptmq.export.session import Deployed, open_session, operators
 from ptmq.methods.interface import create
-from tests.toys import GROUPS, W3, W4, W8, random_network, toy_network
+from tests.toys import GROUPS, W3, W4, W8, random_network, toy_images, toy_network
 
-IMAGES = torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+IMAGES = toy_images()
 METHODS = {"nested": {"iterations": 3, "batch_size": 8}, "nearest_mse": {}, "ptmq": {"iterations": 3, "batch_size": 8}}
 
 

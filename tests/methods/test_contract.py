@@ -27,6 +27,7 @@ from tests.toys import (
     on_the_grid,
     same_state,
     searched_model,
+    toy_images,
     toy_model,
     toy_network,
 )
@@ -48,16 +49,17 @@ def make(name: str, **settings):
     return create(name, {**quick, **settings}, [W3] if cls.per_width else GROUPS.widths, GROUPS)
 
 
-def calibrated(name: str, images, seed: int = 0, resume=None, **settings):
-    """The toy calibrated by a method that needs no labels, and the records of its units."""
-    method = make(name, **settings)
+def calibrated(name: str, images, seed: int = 0):
+    """The toy calibrated by a method that needs no labels, the records of its units, the iterations that it told of."""
+    method, told = make(name), []
     model = toy_model(method.widths)
-    return model, method.calibrate(model, images, seed, resume=resume)
+    records = method.calibrate(model, images, seed, progress=lambda unit, iterations, loss: told.append(iterations))
+    return model, records, sum(told)
 
 
 def fit(name: str, folder, seed: int = 5):
     """The method, the model that it makes of the toy, and its record."""
-    x = torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    x = toy_images()
     labelled = ImagesInMemory(x.repeat(4, 1, 1, 1), torch.arange(4 * len(x)) % 4, (0.0,), (1.0,))
     resume = ResumeFile(folder / "unfinished.safetensors")
     task = Task(toy_network(), ("blocks.*",), labelled, torch.arange(len(x)), seed, CPU, resume, name)
@@ -72,6 +74,12 @@ def fit(name: str, folder, seed: int = 5):
 def fitted(name: str, folder):
     """`fit`, once for the tests that only look."""
     return fit(name, folder)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """What a method calibrates with seed 0, once for the tests that compare with it; by its name."""
+    return cache(lambda name: calibrated(name, toy_images()))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +157,7 @@ class TestContract:
 @pytest.mark.parametrize("name", LEARNED)
 class TestLearned:
     def test_it_is_better_than_nearest_on_the_calibration_images(self, name, images):
-        method = make(name, iterations=60)
+        method = make(name, iterations=40)
         learned, nearest = toy_model(method.widths), searched_model(images)
         records = method.calibrate(learned, images, 0)
         for hooks in method.passes():  # at the lowest width that it learns
@@ -168,12 +176,11 @@ class TestLearned:
                 rounding = layer.quantizer.rounding
                 assert len(rounding) == 1 and set(rounding.unique().tolist()) == {0, 1}
 
-    def test_another_seed_gives_another_model(self, name, images):
-        one, two = (calibrated(name, images, seed, iterations=5)[0] for seed in (0, 1))
-        assert not same_state(one, two)
+    def test_another_seed_gives_another_model(self, name, images, whole):
+        assert not same_state(whole(name)[0], calibrated(name, images, 1)[0])
 
-    def test_an_interrupted_run_ends_hard_and_continues_to_the_identical_result(self, name, images, tmp_path):
-        whole, records = calibrated(name, images)
+    def test_an_interrupted_run_ends_hard_and_continues_to_the_identical_result(self, name, images, whole, tmp_path):
+        expected, records, _ = whole(name)
         path = tmp_path / "unfinished.safetensors"
 
         def interrupt(unit, iterations, loss):
@@ -188,10 +195,8 @@ class TestLearned:
         resume = ResumeFile(path)
         assert method.calibrate(resumed, images, 0, resume=resume) == records
         assert resume.earlier > 0, "the seconds before the interruption count, too"
-        assert same_state(whole, resumed)
+        assert same_state(expected, resumed)
 
-    def test_progress_is_told_what_was_counted(self, name, images):
-        method, told = make(name, iterations=3), []
-        model = toy_model(method.widths)
-        method.calibrate(model, images, 0, progress=lambda unit, iterations, loss: told.append(iterations))
-        assert sum(told) == method.count_iterations(model) > 0
+    def test_progress_is_told_what_was_counted(self, name, whole):
+        model, _, told = whole(name)
+        assert told == make(name).count_iterations(model) > 0

@@ -11,14 +11,9 @@ from ptmq.methods.interface import create
 from ptmq.network.serialization import TENSORS
 from ptmq.quantization.weight_quantizer import NestedWeightQuantizer, RoundedWeightQuantizer
 from ptmq.reconstruction.engine import ResumeFile
-from tests.toys import GROUPS, TOY, feature_error, same_state, searched_model, toy_network
+from tests.toys import GROUPS, TOY, feature_error, same_state, searched_model, toy_images, toy_network
 
 QUICK = {"iterations": 20, "batch_size": 8}
-
-
-@pytest.fixture(scope="module")
-def images():
-    return torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
 def calibrated(images, resume=None, progress=lambda *told: None, **settings):
@@ -30,15 +25,15 @@ def calibrated(images, resume=None, progress=lambda *told: None, **settings):
 
 
 @pytest.fixture(scope="module")
-def learned(images):
-    return calibrated(images)
+def learned():
+    return calibrated(toy_images())
 
 
 @pytest.fixture(scope="module")
-def rounded(images):
+def rounded():
     """By whether outputs are corrected: models in which nothing is learned."""
     options = {True: {}, False: {"correction": "none"}}
-    return {on: calibrated(images, iterations=0, **settings)[1] for on, settings in options.items()}
+    return {on: calibrated(toy_images(), iterations=0, **settings)[1] for on, settings in options.items()}
 
 
 def inner(model):

@@ -13,7 +13,9 @@ from ptmq.suite.bench import SHAPES
 from ptmq.suite.mixed_precision import bit_operations
 from tests.toys import W4, random_network, with_random_norms
 
-LARGE = [name for name in sorted(BACKBONES) if "_base_" in name or "_small_" in name]  # tests/e2e
+# tests/e2e has these, and of two that differ in size or training alone, the one that takes longer
+LARGE = [name for name in sorted(BACKBONES) if "_base_" in name or "_small_" in name]
+LARGE += ["deit_tiny_patch16_224", "resnet50", "resnet56_1x1"]
 
 
 @pytest.mark.parametrize("name", sorted(set(BACKBONES) - set(LARGE)))

@@ -10,7 +10,7 @@ from ptmq.network.place import QuantizationSpec
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
 from ptmq.quantization.step_size import FINEST
 from ptmq.quantization.weight_quantizer import NestedWeightQuantizer
-from tests.toys import GROUPS, W3, W4, W8, random_network, toy_network
+from tests.toys import GROUPS, W3, W4, W8, random_network, toy_images, toy_network
 
 
 def deployable(network: nn.Module, example=None, anchor: int = 0, widths=GROUPS.widths) -> MultiBitModel:
@@ -21,7 +21,7 @@ def deployable(network: nn.Module, example=None, anchor: int = 0, widths=GROUPS.
 @pytest.fixture(scope="module", params=[0, 4], ids=["a grid each", "nested"])
 def model(request):
     model = deployable(toy_network(), anchor=request.param)
-    model.search_step_sizes(torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(1)), "shrink")
+    model.search_step_sizes(toy_images(), "shrink")
     return model
 
 

@@ -68,7 +68,8 @@ def test_a_page_says_what_the_published_results_say(page):
 
 @names([page for page in PAGES if page.name != "statistics.md"])
 def test_no_result_is_typed(page):
-    """The page on statistics has constants of formulas and of simulations, which test_statistics.py works out."""
+    """The page on statistics has constants of formulas and of simulations, which
+    tests/e2e/test_simulated_verdicts.py works out."""
     text = CODE.sub("", pages.PLACE.sub("", page.read_text()))
     text = re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", text)  # settings and addresses
     typed = [match[0] for match in RESULT.finditer(text) if match[0] not in NO_RESULT]
