@@ -47,7 +47,7 @@ def calibrate(
     strict: bool = True,
     keep_fp: Sequence[str] = (),
     rules: Mapping[str, Any] | None = None,
-    target: str = "none",
+    target: str | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
     calibration_images: int = 1024,
@@ -67,7 +67,8 @@ def calibrate(
     strict: refuse a network of which a weight cannot be quantized and is not named in keep_fp
     keep_fp: names of layers that stay in floating point, with wildcards · rules: what single layers get, by name with
     wildcards, see `ptmq.network.place.QuantizationSpec`
-    target: `onnx` for a model that `export_onnx` shall write so that it runs as integers
+    target: `onnx` for a model that `export_onnx` shall write so that it runs as integers, `none` for one that quantizes
+    less; else that of the method: `onnx` for nested, `none` for the others
     device: where to compute; else where the network is · progress: show a bar
     resume: a file that is written after every block, and continued from if the same calibration was interrupted
     execution: `compile`, `autocast`, `features_in_main_memory`, see `ptmq.reconstruction.settings.Execution`
@@ -96,7 +97,7 @@ def calibrate(
             ResumeFile(Path(resume) if resume else None),
             f"{name} {method}" if progress else "",
             from_dict(Execution, dict(execution or {}), "execution"),
-            {"strict": strict, "keep_fp": keep_fp, "rules": rules or {}, "target": target},
+            {"strict": strict, "keep_fp": keep_fp, "rules": rules or {}, **({"target": target} if target else {})},
         )
         model, _ = fit(made, task, name)
     if not isinstance(model, MultiBitModel):

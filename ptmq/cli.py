@@ -106,7 +106,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "a width that a layer keeps, such as head=W8A8, with wildcards; repeatable",
     },
     "not-strict": {"action": "store_true", "help": "let any layer stay in floating point that cannot be quantized"},
-    "target": {"help": "onnx for a model that runs as integers once it is exported"},
+    "target": {"help": "onnx for a model that runs as integers once it is exported, or none; else the method's own"},
     "weights": {"type": Path, "help": "FP weights (safetensors), from the commands weights or train"},
     "model": {"type": Path, "help": "folder of a calibrated model"},
     "average-bits": {"type": float, "action": "append", "default": [], "help": "a budget of average bits; repeatable"},

@@ -108,12 +108,13 @@ def file_of_method(name: str) -> Path | None:
     return None
 
 
-def style_of_method(name: str) -> tuple[Any, ...]:
-    """The `style` that a method's class declares, empty where it declares none."""
-    path = file_of_method(name)
-    found = _class_of_method(path, name) if path else None
-    values = [part.value for part in (found.body if found else []) if _assigns(part, "style")]
-    return ast.literal_eval(values[0]) if values else ()
+@cache
+def declared(method: str, attribute: str, otherwise: Any) -> Any:
+    """What the class of a method declares in its own body as a plain literal, such as its `style`."""
+    path = file_of_method(method)
+    found = _class_of_method(path, method) if path else None
+    values = [part.value for part in (found.body if found else []) if _assigns(part, attribute)]
+    return ast.literal_eval(values[0]) if values else otherwise
 
 
 def _class_of_method(path: Path, name: str) -> ast.ClassDef | None:

@@ -69,6 +69,7 @@ class Method:
     name: ClassVar[str]
     Settings: ClassVar[type] = StepSizeSettings
     per_width: ClassVar[bool] = False  # True: one calibration for every width
+    target: ClassVar[str] = "none"  # what its models are to run on where nobody says; read as text, too
     style: ClassVar[tuple[Any, ...]] = ()  # in figures: label, colour, marker, line; read as text, so a plain literal
     settings: Any
 
@@ -82,11 +83,12 @@ class Method:
             )
 
     def spec(self, blocks: Sequence[str] | None, **conversion: Any) -> QuantizationSpec:
-        """How a network with these blocks is quantized; conversion: more fields of that."""
+        """How a network with these blocks is quantized; conversion: more fields of that, the target among them."""
         settings = self.settings
         correction = settings.correction if isinstance(settings, CorrectionSettings) else "none"
         edges = settings.edge_bits, settings.quantize_softmax
-        return QuantizationSpec(blocks, self.widths, *edges, **{"correction": correction, **conversion})
+        own = {"correction": correction, "target": self.target}
+        return QuantizationSpec(blocks, self.widths, *edges, **{**own, **conversion})
 
     def build(
         self, network: nn.Module, blocks: Sequence[str] | None, example: Tensor | None = None, **conversion: Any

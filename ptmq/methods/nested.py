@@ -122,6 +122,7 @@ class Nested(Reconstruction):
 
     name = "nested"
     style = ("nested codes", "#4B0082", "D", "-")
+    target = "onnx"  # the byte is stored to be taken away
     Settings = NestedSettings
 
     def __init__(self, settings: dict[str, Any], widths: Sequence[BitWidth], groups: BitGroups | None = None):

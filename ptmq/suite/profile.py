@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ptmq.common.errors import InputError, one_of, require
+from ptmq.common.provenance import declared
 from ptmq.models.backbone import CNN_GROUPS, find_backbone
 
 if TYPE_CHECKING:
@@ -199,6 +200,8 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
         conversion = {name: body[name] for name in CONVERSION if name in body}
         if "target" in settings:
             conversion["target"] = settings.pop("target")
+        if (own_target := declared(method, "target", "none")) != "none":
+            conversion.setdefault("target", own_target)
         widths = chosen.get("widths", {})
         widths = tuple(widths.get(backbone, widths_of(groups)) if isinstance(widths, Mapping) else widths)
         for seed in seeds:

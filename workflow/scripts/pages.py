@@ -32,7 +32,7 @@ from paired import Missing, Runs
 from tables import MULTI, widths_of, with_width
 
 from ptmq.common.errors import InputError, one_of
-from ptmq.common.provenance import style_of_method
+from ptmq.common.provenance import declared
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 PLACE = re.compile(
@@ -245,7 +245,7 @@ def headline(published: Published, profile: str, backbone: str, *methods: str) -
         shown = [f"**{row[w]}**" if row[w] and value(row[w]) == best[w] else row[w] for w in widths]
         needs = [cell(published, cost, name, **where) for name in NEEDS]
         told = "" if row.variant == "default" else f" ({row.variant.replace('_', ' ')})"
-        name = style_of_method(row.method)[0] + told
+        name = declared(row.method, "style", ())[0] + told
         folder = published.folder / profile / "records" / backbone / row.method / row.variant
         body.append([f"[{name}]({os.path.relpath(folder, PROJECT)})", *shown, *needs])
     return markdown(["method", *widths, *NEEDS], body)

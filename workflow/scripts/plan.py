@@ -68,9 +68,11 @@ def same_run(published: Mapping[str, Any], run: Run) -> bool:
     """Whether a published record is of this run: everything that decides its result is the same."""
     settings = {RENAMED.get(name, name): value for name, value in published.get("settings", {}).items()}
     execution = {name: settings.pop(name) for name in EXECUTION if name in settings} | published.get("execution", {})
-    mine = (run.dataset, list(run.widths), run.groups, run.seed, run.settings, run.calibration_images, run.conversion)
+    placed = {"target": "none"}  # what a record does not say
+    mine = (run.dataset, list(run.widths), run.groups, run.seed, run.settings, run.calibration_images,
+            placed | run.conversion)  # fmt: skip
     theirs = (published["dataset"], published["widths"], published["groups"], published["seed"], settings,
-              published["calibration_images"], published.get("conversion", {}))  # fmt: skip
+              published["calibration_images"], placed | published.get("conversion", {}))  # fmt: skip
     return mine == theirs and {k for k, v in execution.items() if v} == {k for k, v in run.execution.items() if v}
 
 

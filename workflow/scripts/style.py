@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ptmq.common.provenance import style_of_method
+from ptmq.common.provenance import declared
 
 # Of methods that declare none: colours and markers that no other has (Okabe and Ito's tell the declared ones apart, and
 # with marker and line figures also read in grey).
@@ -19,7 +19,7 @@ SPARE = [("#882255", "8"), ("#44AA99", ">"), ("#332288", "H"), ("#DDCC77", "*"),
 @cache
 def style_of(method: str) -> tuple[str, str, str, Any]:
     """Label, colour, marker and line of a method, as its own file declares them."""
-    label, colour, marker, line = style_of_method(method) or (
+    label, colour, marker, line = declared(method, "style", ()) or (
         method,
         *SPARE[sum(map(ord, method)) % len(SPARE)],
         (0, (3, 1)),

@@ -11,7 +11,7 @@ from collect import MULTI
 from docutils.core import publish_parts
 from tables import KEYS, mean_sd, ordered, processor_seconds, widths_of
 
-from ptmq.common.provenance import style_of_method
+from ptmq.common.provenance import declared
 
 WORKFLOW = Path(__file__).resolve().parent.parent
 LINKED = "accuracy"  # the table that is made anew here, with a link to a run in every number
@@ -111,7 +111,7 @@ def ranked(name: str, runs: pd.DataFrame) -> Table:
             number(group.labels.max() or None, 0),
             number(group.seed.nunique(), 0),
         ]
-        label = (style_of_method(str(method)) or [method])[0]
+        label = (declared(str(method), "style", ()) or [method])[0]
         where = Cell(profile, profile, f"{profile}/index.html")
         rows.append([cell(label), number(mean, 2), *(cells.get(w, Cell("")) for w in widths), *known, where])
     rows.sort(key=lambda row: -float(row[1].order or 0))

@@ -31,7 +31,7 @@ from ptmq.suite.deploy.opening import opening
 from ptmq.suite.evaluation import indices
 
 BATCHES = (1, 32)  # images a call, of which latency is measured
-SIMULATED = 1000  # images on which the file is held against float64, which takes long
+SIMULATED = 10_000  # images on which the file is held against float64, which takes long
 
 
 def deploy(
