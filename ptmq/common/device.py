@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from contextlib import suppress
 
 import torch
 
@@ -27,6 +28,17 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # musl
         return False
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, KEPT), mallopt(M_TOP_PAD, GROWTH)])
+
+
+def give_back_freed_memory() -> None:
+    """Have the C library give back what it keeps of freed memory, once; nothing where it is not glibc.
+
+    Between phases that need blocks of other sizes, such as units: the peak is then that of the largest, and not of all
+    that was left between them.
+    """
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):  # musl
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def open_device(name: str, threads: int) -> torch.device:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ptmq.common.bits import FULL_PRECISION, BitWidth
+from ptmq.common.device import give_back_freed_memory
 from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors, save_tensors, tensors_sha256
 from ptmq.common.provenance import fingerprint
@@ -302,6 +303,7 @@ def reconstruct(
         fp = images
         quantized: dict[BitWidth, Feature] = dict.fromkeys(hooks.widths, images)
         for position, unit in enumerate(model.units):
+            give_back_freed_memory()
             whole = Features(fp, quantized, propagate(unit, fp, FULL_PRECISION))
             for part in hooks.parts(unit):
                 number = len(records)

@@ -14,7 +14,8 @@ from torch import Tensor
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
 from ptmq.network.model import Unit
 
-INFERENCE_BATCH = 128
+INFERENCE_BATCH = 128  # images, of which together no more than BATCH_VALUES enter a unit
+BATCH_VALUES = 2**22  # 16 MiB; what is inside a unit may be many times as large
 ERROR_IMAGES = 256  # images on which the error before and after learning is measured
 
 
@@ -104,8 +105,15 @@ def _room(count: int, like: Tensor) -> Tensor:
     )
 
 
-def batches(x: Feature, size: int = INFERENCE_BATCH) -> Iterator[Tensor]:
+def batch_size(x: Feature) -> int:
+    """How many images of a feature pass a unit at a time in inference."""
+    shape = (x.codes if isinstance(x, Codes) else x).shape[1:]
+    return max(1, min(INFERENCE_BATCH, BATCH_VALUES // max(1, math.prod(shape))))
+
+
+def batches(x: Feature) -> Iterator[Tensor]:
     """The feature batch by batch."""
+    size = batch_size(x)
     return (values(x[start : start + size]) for start in range(0, len(x), size))
 
 

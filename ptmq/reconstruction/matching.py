@@ -18,7 +18,7 @@ from ptmq.common.bits import FULL_PRECISION, BitWidth
 from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.quantization.quantizer import BOUND
-from ptmq.reconstruction.features import INFERENCE_BATCH, Feature, batches, joined, memory_format, propagate
+from ptmq.reconstruction.features import Feature, batch_size, batches, joined, memory_format, propagate
 from ptmq.reconstruction.settings import CorrectionSettings
 
 AtLayer = Callable[[GridLayer, list[Tensor]], list[Tensor]]
@@ -148,7 +148,7 @@ def match(
     that settings.correction allows.
     """
     kept = len(fp) - round(len(fp) * settings.correction_check)
-    matched = math.ceil(kept / INFERENCE_BATCH)  # batches
+    matched = math.ceil(kept / batch_size(fp))  # batches
     moments, outputs = fp_moments(unit, _batches(fp, kept), matched)
     target, results = joined(outputs, len(fp)), {}
     for width, x in quantized.items():

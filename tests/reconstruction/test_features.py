@@ -29,6 +29,14 @@ def test_unit_after_unit_gives_what_the_network_gives(images, monkeypatch):
         torch.testing.assert_close(x, logits(model, images, width), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "shape, expected", [((16, 32, 32), 128), ((96, 112, 112), 3), ((3, 4096, 4096), 1), ((10,), 128)]
+)
+def test_large_features_pass_a_unit_a_few_images_at_a_time(shape, expected):
+    x = torch.empty(300, *shape, device="meta")
+    assert module.batch_size(x) == module.batch_size(Codes(x, torch.ones(1), 0)) == expected
+
+
 def test_a_feature_on_a_grid_is_kept_as_bytes_and_is_the_same(images):
     model = searched_model(images)
     index = torch.tensor([4, 0, 4])

@@ -15,6 +15,7 @@ from torch import Tensor
 from ptmq.api import load_model
 from ptmq.common import provenance
 from ptmq.common.bits import BitWidth
+from ptmq.common.device import keep_freed_memory
 from ptmq.common.errors import InputError, require
 from ptmq.common.files import sha256
 from ptmq.data.datasets import open_images
@@ -44,6 +45,7 @@ def deploy(
     """
     require(repeats >= 1, "--repeats", "at least 1", repeats)
     start = time.perf_counter()
+    keep_freed_memory()
     model, info = load_model(folder)
     if not isinstance(model, MultiBitModel):
         raise InputError(f"model {str(folder)!r} is a {type(model).__name__}, which cannot be exported.")
