@@ -79,7 +79,7 @@ def deployed(method: str, top1: float) -> dict:
     }
     line = {"width": "W4A4", "top1": top1, "model_top1": top1 + 1, "images": 100,
             "model": {"images": 100, "equal": 99.0, "largest_difference": 0.1},
-            "simulation": {"images": 50, "equal": 100.0, "largest_difference": 0.0}}  # fmt: skip
+            "simulation": {"images": 50, "equal": 100.0, "top1": top1, "largest_difference": 0.0}}  # fmt: skip
     return {
         "run": {"backbone": "toy", "method": method, "variant": "default", "seed": 0}, "results": [line],
         "size": {"bytes": 2048, "fp32_bytes": 8192, "bits_per_weight": 9.5}, "latency": {"1": latency, "32": latency},

@@ -41,6 +41,7 @@ def test_the_file_gives_what_the_model_gives(record):
     assert [line["width"] for line in record["results"]] == ["W4A4", "W5A5"]
     for line in record["results"]:
         assert line["images"] == line["model"]["images"] >= line["simulation"]["images"] > 0
+        assert abs(line["simulation"]["top1"] - line["top1"]) <= 100 - line["simulation"]["equal"]
         assert line["simulation"]["equal"] >= 99 and line["model"]["equal"] >= 98
         assert abs(line["top1"] - line["model_top1"]) <= 100 - line["model"]["equal"]
 

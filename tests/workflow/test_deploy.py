@@ -25,4 +25,5 @@ def test_a_row_a_width_with_the_numbers_of_its_record(table):
     assert row["times FP32, batch 1"] == 2.5 and row["ms, batch 32"] == 2.0
     assert (row["file [KiB]"], row["FP32 file [KiB]"], row["ms of a switch"]) == (2, 8, 0.25)
     assert (row["ms to load"], row["ms to load FP32"], row["MiB at the peak"]) == (7, 1, 4)
+    assert (row["top-1 in float64"], row["images in float64"]) == (90.0, 50)
     assert row["integer kernels"] == 7 and row["in floating point"] == 1 and row["VNNI"] == "yes"

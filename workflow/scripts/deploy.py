@@ -29,6 +29,8 @@ def rows_of(record: dict) -> list[dict]:
             "backbone": run["backbone"], "method": run["method"], "variant": run["variant"], "seed": run["seed"],
             "width": line["width"], "top-1 of the file": line["top1"], "top-1 of the model": line["model_top1"],
             "equal [%]": line["model"]["equal"], "equal to float64 [%]": line["simulation"]["equal"],
+            "top-1 in float64": line["simulation"].get("top1", math.nan),
+            "images in float64": line["simulation"]["images"],
             "file [KiB]": size["bytes"] / 1024, "FP32 file [KiB]": size["fp32_bytes"] / 1024,
             "bits a weight, all widths": size["bits_per_weight"],
             **{f"ms, batch {count}": own["median"] for count, (own, _) in times.items()},

@@ -100,7 +100,10 @@ def entering(deployed: Deployed, images: Images, index: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def parity(model: MultiBitModel, deployed: Deployed, width: BitWidth, images: Images) -> dict[str, Any]:
-    """A file's accuracy at a width, and how far its logits are those of the model, in float32 and in float64."""
+    """A file's accuracy at a width, and how far its logits are those of the model, in float32 and in float64.
+
+    In float64 on the first SIMULATED images.
+    """
     simulation = simulate(model, width)
     model.set_bits(width.weight, width.activation)
     found: dict[str, list[Any]] = {"file": [], "model": [], "simulation": []}
@@ -124,6 +127,7 @@ def parity(model: MultiBitModel, deployed: Deployed, width: BitWidth, images: Im
         for name, other in logits.items()
         if name != "file"
     }
+    pairs["simulation"]["top1"] = top1["simulation"]
     return {"width": str(width), "top1": top1["file"], "model_top1": top1["model"], "images": len(labels), **pairs}
 
 
