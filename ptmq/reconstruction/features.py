@@ -166,8 +166,16 @@ def part_features(unit: Unit, part: Unit, whole: Features) -> Features:
     return Features(fp, quantized, propagate(part, fp, FULL_PRECISION))
 
 
+@torch.no_grad()
+def error_at(unit: Unit, x: Feature, target: Tensor, width: BitWidth) -> float:
+    """The mean square of the unit's output at `width` minus the target, for all images of x."""
+    unit.set_bits(width)
+    parts = zip(batches(x), target.split(batch_size(x)), strict=True)
+    squares = ((unit(batch.to(unit.device)).to(part.device) - part).square() for batch, part in parts)
+    return sum(float(each.sum(dtype=torch.float64)) for each in squares) / target.numel()
+
+
 def reconstruction_error(unit: Unit, features: Features) -> dict[str, float]:
     """The unit's error at every width on the first ERROR_IMAGES images, {'W3A3': mean square}."""
     few = features.target[:ERROR_IMAGES]
-    outputs = ((width, propagate(unit, x[:ERROR_IMAGES], width)) for width, x in features.quantized.items())
-    return {str(width): float((out - few).square().mean()) for width, out in outputs}
+    return {str(width): error_at(unit, x[:ERROR_IMAGES], few, width) for width, x in features.quantized.items()}

@@ -18,7 +18,7 @@ from ptmq.common.bits import FULL_PRECISION, BitWidth
 from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.quantization.quantizer import BOUND
-from ptmq.reconstruction.features import Feature, batch_size, batches, joined, memory_format, propagate
+from ptmq.reconstruction.features import Feature, batch_size, batches, error_at, joined, memory_format
 from ptmq.reconstruction.settings import CorrectionSettings
 
 AtLayer = Callable[[GridLayer, list[Tensor]], list[Tensor]]
@@ -181,7 +181,7 @@ class Choice:
 
         def error(way: tuple[Tensor, Tensor]) -> float:
             correction.set(self.width, *way)
-            return float((propagate(self.unit, self.x, self.width) - self.target).square().mean())
+            return error_at(self.unit, self.x, self.target, self.width)
 
         best = min(ways, key=error) if len(self.x) else ways[-1]
         correction.set(self.width, *best)
