@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmq.common.bits import FULL_PRECISION
+from ptmq.common.device import joined
 from ptmq.common.errors import require
 from ptmq.methods.interface import register
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.network.model import Unit
-from ptmq.reconstruction.features import Features, joined, propagate, take
+from ptmq.reconstruction.features import Features, propagate, take
 from ptmq.reconstruction.passes import AdaptiveRoundingPass, Passes
 from ptmq.reconstruction.settings import AdaptiveRoundingSettings
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
+from ptmq.common.device import images_at_a_time, joined
 from ptmq.common.errors import InputError, one_of
 from ptmq.network.cut import to_layers, to_units
 from ptmq.network.graph.coverage import Coverage
@@ -219,7 +220,9 @@ def observe(
     x passes twice: nothing of what is inside the module is kept but its histograms.
     """
     seen = {quantizer: Histogram() for quantizer in quantizers}
-    out = _tapped(module, x, batch_size, {quantizer: histogram.measure for quantizer, histogram in seen.items()})
+    size = images_at_a_time(x.shape[1:], batch_size)
+    measures = {quantizer: histogram.measure for quantizer, histogram in seen.items()}
+    out = joined(_tapped(module, x, size, measures), len(x))
     for name, quantizer in module.named_modules():
         if isinstance(quantizer, Quantizer) and quantizer in seen and not seen[quantizer].is_finite:
             layer, unit = name.removeprefix("graph.").removesuffix("_quantizer"), getattr(module, "name", "network")
@@ -228,17 +231,18 @@ def observe(
                 "weights and the images."
             )
     if seen:
-        _tapped(module, x, batch_size, {quantizer: histogram.count for quantizer, histogram in seen.items()})
+        for _ in _tapped(module, x, size, {quantizer: histogram.count for quantizer, histogram in seen.items()}):
+            pass  # the histograms are what is asked for
     return out, seen
 
 
 def _tapped(
     module: nn.Module, x: Tensor, batch_size: int, taps: Mapping[Quantizer, Callable[[Tensor], None]]
-) -> Tensor:
+) -> Iterator[Tensor]:
     """The module's output for all of x, batch by batch; taps get what passes through their quantizers."""
     hooks = [q.register_forward_hook(lambda q, args, out: taps[q](out)) for q in taps]
     try:
-        return torch.cat([module(batch) for batch in x.split(batch_size)])
+        yield from map(module, x.split(batch_size))
     finally:
         for hook in hooks:
             hook.remove()

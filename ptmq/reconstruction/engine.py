@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ptmq.common.bits import FULL_PRECISION, BitWidth
-from ptmq.common.device import give_back_freed_memory
+from ptmq.common.device import give_back_freed_memory, memory_format
 from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors, save_tensors, tensors_sha256
 from ptmq.common.provenance import fingerprint
@@ -30,7 +30,6 @@ from ptmq.quantization.weight_quantizer import GridWeightQuantizer
 from ptmq.reconstruction.features import (
     Feature,
     Features,
-    memory_format,
     part_features,
     propagate,
     reconstruction_error,

@@ -3,19 +3,17 @@
 They stay where the images are: on the model's device, or in main memory, from where each batch is taken to the model.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
-from mmap import mmap
 
 import torch
 from torch import Tensor
 
 from ptmq.common.bits import FP, FULL_PRECISION, BitWidth
+from ptmq.common.device import images_at_a_time, joined
 from ptmq.network.model import Unit
 
-INFERENCE_BATCH = 128  # images, of which together no more than BATCH_VALUES enter a unit
-BATCH_VALUES = 2**22  # 16 MiB; what is inside a unit may be many times as large
+INFERENCE_BATCH = 128  # images that pass a unit at a time, fewer where they are large
 ERROR_IMAGES = 256  # images on which the error before and after learning is measured
 
 
@@ -61,11 +59,6 @@ class Features:
     target: Tensor
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels last for feature maps: convolutions run faster on it."""
-    return torch.channels_last if x.dim() == 4 else torch.contiguous_format
-
-
 def values(x: Feature) -> Tensor:
     """The feature as a tensor."""
     return x.values() if isinstance(x, Codes) else x
@@ -80,35 +73,9 @@ def take(x: Feature, index: Tensor) -> Tensor:
     return x.index_select(0, index)
 
 
-def joined(batches: Iterable[Tensor], count: int) -> Tensor:
-    """Batches, `count` rows in all, as one tensor in its memory format; no two copies of all lie beside each other."""
-    whole, start = torch.empty(0), 0
-    for batch in batches:
-        if not start:
-            whole = _room(count, batch)
-        whole[start : start + len(batch)] = batch
-        start += len(batch)
-    return whole
-
-
-def _room(count: int, like: Tensor) -> Tensor:
-    """Room for `count` rows of a feature, in its memory format: in main memory apart from what C keeps of freed memory.
-
-    Features live long and are large. Between what every iteration allocates they would leave holes.
-    """
-    shape = [count, *like.shape[1:]]
-    if like.device.type != "cpu" or not math.prod(shape):
-        return like.new_empty(shape).to(memory_format=memory_format(like))
-    memory = mmap(-1, math.prod(shape) * like.element_size())
-    return torch.frombuffer(memory, dtype=like.dtype).as_strided(
-        shape, torch.empty(shape, device="meta").to(memory_format=memory_format(like)).stride()
-    )
-
-
 def batch_size(x: Feature) -> int:
     """How many images of a feature pass a unit at a time in inference."""
-    shape = (x.codes if isinstance(x, Codes) else x).shape[1:]
-    return max(1, min(INFERENCE_BATCH, BATCH_VALUES // max(1, math.prod(shape))))
+    return images_at_a_time((x.codes if isinstance(x, Codes) else x).shape[1:], INFERENCE_BATCH)
 
 
 def batches(x: Feature) -> Iterator[Tensor]:

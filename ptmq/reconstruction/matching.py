@@ -15,10 +15,11 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_map_only
 
 from ptmq.common.bits import FULL_PRECISION, BitWidth
+from ptmq.common.device import joined, memory_format
 from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.quantization.quantizer import BOUND
-from ptmq.reconstruction.features import Feature, batch_size, batches, error_at, joined, memory_format
+from ptmq.reconstruction.features import Feature, batch_size, batches, error_at
 from ptmq.reconstruction.settings import CorrectionSettings
 
 AtLayer = Callable[[GridLayer, list[Tensor]], list[Tensor]]

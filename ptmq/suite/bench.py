@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from ptmq.api import calibrate
 from ptmq.common import provenance
 from ptmq.common.bits import FULL_PRECISION, BitGroups, BitWidth
-from ptmq.common.device import keep_freed_memory
+from ptmq.common.device import keep_freed_memory, memory_format
 from ptmq.common.errors import one_of
 from ptmq.export.onnx_file import export_onnx
 from ptmq.export.session import Deployed, open_session
@@ -37,7 +37,7 @@ from ptmq.models.definitions.cifar_resnet import CifarResNet
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.network.place import QuantizationSpec
 from ptmq.reconstruction.engine import Learner, Random
-from ptmq.reconstruction.features import Features, memory_format, propagate, take
+from ptmq.reconstruction.features import Features, propagate, take
 from ptmq.reconstruction.losses import distance
 from ptmq.reconstruction.settings import Execution
 from ptmq.suite import run_record

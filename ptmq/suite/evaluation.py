@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ptmq.api import load_model
 from ptmq.common import provenance
 from ptmq.common.bits import FP, FULL_PRECISION
-from ptmq.common.device import keep_freed_memory
+from ptmq.common.device import keep_freed_memory, memory_format
 from ptmq.common.errors import InputError
 from ptmq.common.files import load_tensors, save_tensors, sha256
 from ptmq.data.datasets import open_images
@@ -24,7 +24,6 @@ from ptmq.models.backbone import get_backbone
 from ptmq.models.checkpoints import load_network
 from ptmq.network.model import Switchable
 from ptmq.network.serialization import TENSORS, standing_alone
-from ptmq.reconstruction.features import memory_format
 from ptmq.suite import run_record
 from ptmq.suite.profile import FP32
 from ptmq.training.adaptive_bn import recalibrate, recalibration_batches, recalibration_images

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ptmq.common.bits import FP
+from ptmq.common.device import memory_format
 from ptmq.data.images import Images
 from ptmq.network.layers import Layer, QuantizedLayer
 from ptmq.network.model import observe
 from ptmq.network.place import QuantizationSpec
 from ptmq.network.trace import NORMS
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
-from ptmq.reconstruction.features import memory_format
 from ptmq.training.augmentation import augmented
 from ptmq.training.model import TrainableModel
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptmq.common.device import memory_format
 from ptmq.common.errors import InputError, require
 from ptmq.common.files import atomic
 from ptmq.data.images import Images
 from ptmq.models.backbone import Training
-from ptmq.reconstruction.features import memory_format
 from ptmq.training.augmentation import augment
 
 # (network, images, labels, generator) -> losses, each propagated back when it is made, before the next

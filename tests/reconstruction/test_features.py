@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from ptmq.common.bits import FULL_PRECISION
+from ptmq.common.device import memory_format
 from ptmq.reconstruction import features as module
 from ptmq.reconstruction.features import (
     Codes,
     Features,
     coded,
-    memory_format,
     part_features,
     propagate,
     propagate_all,
