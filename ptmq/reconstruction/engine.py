@@ -294,6 +294,7 @@ def reconstruct(
     """
     images = images.cpu() if execution.features_in_main_memory else images
     images = images.contiguous(memory_format=memory_format(images))
+    give_back_freed_memory()
     done = []
     if resume and resume.path:
         done = resume.load(model, identity_of(model, images, passes, seed, execution))
@@ -302,7 +303,6 @@ def reconstruct(
         fp = images
         quantized: dict[BitWidth, Feature] = dict.fromkeys(hooks.widths, images)
         for position, unit in enumerate(model.units):
-            give_back_freed_memory()
             whole = Features(fp, quantized, propagate(unit, fp, FULL_PRECISION))
             for part in hooks.parts(unit):
                 number = len(records)
@@ -319,6 +319,7 @@ def reconstruct(
                 )
                 if resume:
                     resume.save(model, records)
+            give_back_freed_memory()
             hooks.hand_on(unit, quantized, Random(seed, -1 - position, unit.device).host)
             fp = whole.target
             del whole  # what entered the unit is not needed any more
