@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ptmq.api import fit, save_model, suited
 from ptmq.common import provenance
@@ -15,7 +15,9 @@ from ptmq.common.errors import InputError
 from ptmq.common.files import sha256
 from ptmq.common.settings import from_dict
 from ptmq.data.datasets import open_images
+from ptmq.data.images import Images, PreparedImages
 from ptmq.methods.interface import Method, Task, create, discover, method_file
+from ptmq.methods.label_training import TrainedMethod
 from ptmq.models.backbone import get_backbone
 from ptmq.models.checkpoints import load_network
 from ptmq.reconstruction.engine import ResumeFile
@@ -108,7 +110,11 @@ def calibrate(run: Run, weights: Path, data_dir: str | None, out: Path, device: 
     identity = provenance.fingerprint([run.to_json(), weights_sha256, hashes, code, device.type])
     resume = ResumeFile(out / f"unfinished-{identity}.safetensors")
     title = f"{run.backbone} {run.method} {run.label}"
-    task = Task(network, backbone.blocks, images, index, run.seed, device, resume, title, execution, run.conversion)
+    read: tuple[Images, Tensor] = images, index
+    if not isinstance(method, TrainedMethod):  # others would only take memory
+        read = PreparedImages(images.batch(index)[0]), torch.arange(len(index))
+    del images
+    task = Task(network, backbone.blocks, *read, run.seed, device, resume, title, execution, run.conversion)
     model, details = fit(method, task, run.backbone, run.backbone)
     info = {
         "run": asdict(run),
