@@ -60,7 +60,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     shown = table.copy()
     for column in table.select_dtypes("float"):
         places = next(count for begin, count in digits.items() if begin in column)
-        shown[column] = table[column].map(f"{{:.{places}f}}".format)
+        shown[column] = table[column].map(f"{{:.{places}f}}".format).where(table[column].notna(), "")
     return shown
 
 
