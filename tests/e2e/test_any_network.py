@@ -34,7 +34,7 @@ NETWORKS = [
     )),
 ]  # fmt: skip
 OTHERS = [  # other kinds of operation, at their own size
-    pytest.param(f"timm/{name}", marks=pytest.mark.large) for name in (
+    f"timm/{name}" for name in (
         "resnetv2_50x1_bit", "nfnet_l0", "coat_tiny", "cait_xxs24_224", "xcit_nano_12_p8_224", "eva02_tiny_patch14_224",
         "ghostnet_050", "mobilenetv4_conv_small", "fastvit_t8", "sequencer2d_s", "hrnet_w18_small", "halonet26t",
     )
@@ -75,7 +75,7 @@ def named(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     return network, (3, side, side)
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *OTHERS])
+@pytest.mark.parametrize("name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.large) for name in OTHERS)])
 def test_it_is_converted_equal_and_learned(name):
     network, shape = named(name)
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
