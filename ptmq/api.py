@@ -85,6 +85,9 @@ def calibrate(
             "registered dataset; or take a method that calibrates, such as ptmq."
         )
     place = device_of(network, device)
+    conversion = {"strict": strict, "keep_fp": keep_fp, "rules": rules or {}}
+    if target is not None:  # else the method's own
+        conversion["target"] = target
     name = type(network).__name__
     with own_random_state(place, seed), torch.inference_mode(False), torch.enable_grad():
         task = Task(
@@ -97,7 +100,7 @@ def calibrate(
             ResumeFile(Path(resume) if resume else None),
             f"{name} {method}" if progress else "",
             from_dict(Execution, dict(execution or {}), "execution"),
-            {"strict": strict, "keep_fp": keep_fp, "rules": rules or {}, **({"target": target} if target else {})},
+            conversion,
         )
         model, _ = fit(made, task, name)
     if not isinstance(model, MultiBitModel):

@@ -4,8 +4,7 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from mmap import mmap
 
 import torch
@@ -47,11 +46,8 @@ def keep_freed_memory() -> bool:
     next feature map: learning on large feature maps then spends most of its time in the kernel. To be called when the
     data are read, or what reading them took for a moment is kept as well.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # musl
+    mallopt = _of_glibc("mallopt")
+    if mallopt is None:
         return False
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, KEPT), mallopt(M_TOP_PAD, GROWTH)])
 
@@ -62,9 +58,19 @@ def give_back_freed_memory() -> None:
     Between phases that need blocks of other sizes, such as units: the peak is then that of the largest, and not of all
     that was left between them.
     """
-    if sys.platform.startswith("linux"):
-        with suppress(OSError, AttributeError):  # musl
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+    malloc_trim = _of_glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _of_glibc(function: str) -> Callable[..., int] | None:
+    """A function of the C library; None where that is not glibc."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return getattr(ctypes.CDLL("libc.so.6"), function)
+    except (OSError, AttributeError):  # musl
+        return None
 
 
 def images_at_a_time(shape: Sequence[int], most: int) -> int:

@@ -45,7 +45,12 @@ def test_the_python_of_the_pages_on_use_and_mlflow_runs(project, monkeypatch):
     first, logged = re.findall(r"```python\n(.*?)```", pages, re.DOTALL)
     code = f"{first}\nassert logits.shape == (8, 10) and not logits.requires_grad\n{logged}\nmodel.set_bits(4, 4)"
     monkeypatch.chdir(project)
-    exec(code, {})
+    import mlflow
+
+    try:
+        exec(code, {})
+    finally:
+        mlflow.set_tracking_uri(None)  # other tests have their own
 
 
 def test_files_that_were_only_touched_are_no_change(project):

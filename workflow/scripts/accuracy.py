@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if of_kind.empty:
                 axes.set_axis_off()
                 continue
-            named = None if FLOOR in set(of_kind.method) else label_of(FLOOR, "default")
+            named = label_of(FLOOR, "default") if FLOOR in set(mine.method) - set(of_kind.method) else None
             axes.plot(range(len(widths)), floor["mean"], color="#bbbbbb", linewidth=3, zorder=0, label=named)
             draw(axes, of_kind, widths, fp[backbone], inside)
             axes.set_title(f"{backbone}: {name}", fontsize="medium")

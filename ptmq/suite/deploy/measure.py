@@ -45,12 +45,12 @@ def deploy(
     """
     require(repeats >= 1, "--repeats", "at least 1", repeats)
     start = time.perf_counter()
-    keep_freed_memory()
     model, info = load_model(folder)
     if not isinstance(model, MultiBitModel):
         raise InputError(f"model {str(folder)!r} is a {type(model).__name__}, which cannot be exported.")
     run = info["run"]
     images, hashes = open_images(run["backbone"], split, data_dir, run["dataset"])
+    keep_freed_memory()
     deployed = Deployed(file, threads)
     with tempfile.TemporaryDirectory() as scratch:
         fp32, optimized = Path(scratch, "fp32.onnx"), Path(scratch, "optimized.onnx")
