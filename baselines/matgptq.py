@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmq.common.bits import FULL_PRECISION
-from ptmq.common.errors import InputError, require
+from ptmq.common.errors import InputError, one_of, require
 from ptmq.methods.interface import Method, register
 from ptmq.network.layers import GridLayer
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.network.place import QuantizationSpec
 from ptmq.quantization.step_size import PARENT_BITS, SMALLEST_STEP
-from ptmq.quantization.weight_quantizer import NestedWeightQuantizer
+from ptmq.quantization.weight_quantizer import TIES, NestedWeightQuantizer, narrowed
 from ptmq.reconstruction.engine import Progress, ResumeFile, silent
 from ptmq.reconstruction.features import propagate
 from ptmq.reconstruction.settings import CorrectionSettings, Execution
@@ -34,19 +34,19 @@ CODES = 2**PARENT_BITS
 BATCH = 16  # images whose patches are unfolded at a time
 
 
-def sliced(bits: int) -> Tensor:
-    """What each of the 256 codes is at `bits`, as a code of 8 bits: (256,)."""
-    codes, lost = torch.arange(CODES), PARENT_BITS - bits
-    half = 2**lost // 2
-    return ((codes + half) >> lost).clamp_max(2**bits - 1) << lost
+def sliced(widths: Sequence[int], ties: str = "up") -> Tensor:
+    """What each of the 256 codes is at each width, as a code of 8 bits: (widths, 256)."""
+    codes, lost = torch.arange(CODES), [PARENT_BITS - bits for bits in widths]
+    slices = [narrowed(codes, shift, ties).clamp_max((CODES >> shift) - 1) << shift for shift in lost]
+    return torch.stack(slices)
 
 
-def select(weight: Tensor, step: Tensor, widths: Sequence[int]) -> tuple[Tensor, Tensor]:
+def select(weight: Tensor, step: Tensor, slices: Tensor) -> tuple[Tensor, Tensor]:
     """The code of least summed squared error over the widths for each weight, and its mean error; (rows,) each.
 
-    step: (rows,); the zero point is the middle code.
+    step: (rows,); the zero point is the middle code · slices: what each code is at each width, (widths, 256).
     """
-    values = (torch.stack([sliced(bits) for bits in widths]) - CODES // 2).to(weight)  # (widths, 256)
+    values = (slices - CODES // 2).to(weight)
     errors = weight[:, None, None] - step[:, None, None] * values  # (rows, widths, 256)
     code = errors.square().sum(1).argmin(1)
     return code, errors.mean(1).gather(1, code[:, None])[:, 0]
@@ -57,10 +57,10 @@ def symmetric_step(rows: Tensor) -> Tensor:
     return (2 * rows.abs().amax(1) / (CODES - 1)).clamp_min(SMALLEST_STEP)
 
 
-def solve(rows: Tensor, step: Tensor, moments: Tensor, widths: Sequence[int], damping: float) -> Tensor:
+def solve(rows: Tensor, step: Tensor, moments: Tensor, slices: Tensor, damping: float) -> Tensor:
     """The codes of a weight, (rows, columns), each column rounded and its error taken from those after it.
 
-    moments: second moments of the layer's input, (columns, columns), up to a factor.
+    moments: second moments of the layer's input, (columns, columns), up to a factor · slices: see `select`.
     """
     rows, moments = rows.clone(), moments.clone()
     dead = moments.diagonal() == 0
@@ -71,7 +71,7 @@ def solve(rows: Tensor, step: Tensor, moments: Tensor, widths: Sequence[int], da
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(moments)), upper=True)
     codes = torch.zeros_like(rows, dtype=torch.uint8)
     for column in range(rows.shape[1]):
-        code, error = select(rows[:, column], step, widths)
+        code, error = select(rows[:, column], step, slices)
         codes[:, column] = code.to(torch.uint8)
         rows[:, column + 1 :] -= torch.outer(error / upper[column, column], upper[column, column + 1 :])
     return codes
@@ -112,12 +112,14 @@ def second_moments(unit: Unit, images: Tensor) -> dict[GridLayer, Tensor]:
 
 @dataclass(frozen=True)
 class MatGPTQSettings(CorrectionSettings):
-    """How much the moments are damped."""
+    """How much the moments are damped, and how a code is sliced."""
 
     damping: float = 0.01  # share of the mean second moment that is added to each
+    ties: str = "up"  # where a code in the middle between two of a width goes; even: the one that is even
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("ties", self.ties, TIES)
         require(self.damping > 0, "damping", "above 0", self.damping)
 
 
@@ -131,7 +133,7 @@ class MatGPTQ(Method):
 
     def spec(self, blocks: Sequence[str] | None, **conversion: Any) -> QuantizationSpec:
         """With one code for all widths."""
-        return super().spec(blocks, **{"anchor": PARENT_BITS, **conversion})
+        return super().spec(blocks, **{"anchor": PARENT_BITS, "ties": self.settings.ties, **conversion})
 
     def calibrate(
         self,
@@ -156,9 +158,9 @@ class MatGPTQ(Method):
         """Set a layer's grid and code, group by group."""
         quantizer = layer.quantizer
         assert isinstance(quantizer, NestedWeightQuantizer)
-        widths = sorted({*quantizer.widths[:2], quantizer.widths[-1]})
+        slices = sliced(sorted({*quantizer.widths[:2], quantizer.widths[-1]}), self.settings.ties)
         rows = layer.weight.flatten(1)
         step = symmetric_step(rows)
         groups = zip(rows.chunk(len(moments)), step.chunk(len(moments)), moments, strict=True)
-        code = torch.cat([solve(*group, widths, self.settings.damping) for group in groups])
+        code = torch.cat([solve(*group, slices, self.settings.damping) for group in groups])
         quantizer.set_code(code.view(quantizer.shape), step, torch.full_like(step, CODES // 2, dtype=torch.uint8))

@@ -228,6 +228,7 @@ def _build(shape: Mapping[str, Any], network: nn.Module) -> Switchable:
     """The model of `network` that model.json describes, with nothing calibrated."""
     widths, example = read_widths(shape["widths"]), torch.randn(2, *shape["image_shape"])
     conversion = {"keep_fp": shape["keep_fp"], "strict": shape["strict"], "target": shape.get("target", "none")}
+    conversion["ties"] = shape.get("ties", "up")  # as they all went before there was a choice
     conversion["rules"] = {name: Rule(**rule) for name, rule in shape["rules"].items()}
     if "method" in shape:
         method = create(shape["method"], shape["settings"], widths)

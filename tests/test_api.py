@@ -340,6 +340,19 @@ def test_a_saved_model_is_the_same(network, model, pixels, tmp_path):
     assert (tmp_path / "again/model.json").read_text() == (tmp_path / "model/model.json").read_text()
 
 
+@pytest.mark.parametrize("ties", ["even", "up"])
+def test_a_model_rounds_ties_as_it_was_calibrated_and_upwards_where_it_is_older_than_the_choice(ties, pixels, tmp_path):
+    model = ptmq.calibrate(small(), pixels, "nested", ["W3A3", "W7A7"], iterations=0, ties=ties, progress=False)
+    ptmq.save(model, tmp_path)
+    saved = json.loads((tmp_path / "model.json").read_text())
+    assert saved["model"]["ties"] == ties
+    assert torch.equal(logits(ptmq.load(tmp_path, small()), pixels, 7), logits(model, pixels, 7))
+    del saved["model"]["ties"]
+    (tmp_path / "model.json").write_text(json.dumps(saved))
+    older = torch.equal(logits(ptmq.load(tmp_path, small()), pixels, 7), logits(model, pixels, 7))
+    assert older == (ties == "up")
+
+
 def test_rules_and_blocks_are_saved(pixels, tmp_path):
     options = {"keep_fp": ["shared"], "rules": {"first.*": "W6"}, "blocks": ["first", "classifier"], "progress": False}
     model = ptmq.calibrate(small(), pixels, "nearest_mse", "W4A4", **options)

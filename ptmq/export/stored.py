@@ -17,6 +17,7 @@ from ptmq.quantization.step_size import PARENT_BITS
 from ptmq.quantization.weight_quantizer import NestedWeightQuantizer, pack_bits
 
 BITS_OF_A_BYTE = 2 ** np.arange(8)
+HALF = np.array(0.5, np.float32)
 FLOAT, INT8, INT32 = TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32
 
 
@@ -78,7 +79,9 @@ def shifted(nodes: Nodes, quantizer: NestedWeightQuantizer, frozen: FrozenLayer)
         code = nodes("Div", code, divisor)
         code = nodes("Add", code, bits_of(nodes, plane[None], quantizer.shape))
     else:
-        code = nodes("Div", nodes("Add", code, divisor // 2), divisor)
+        exact = nodes("Div", nodes("Cast", code, to=FLOAT), divisor.astype(np.float32))
+        nearest = nodes("Round", exact) if quantizer.ties == "even" else nodes("Floor", nodes("Add", exact, HALF))
+        code = nodes("Cast", nearest, to=INT32)
     return nodes("Min", code, int32(2**PARENT_BITS // divisor - 1)), nodes("Div", zero, divisor)
 
 

@@ -24,7 +24,7 @@ from ptmq.network.layers import GridLayer
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.network.place import QuantizationSpec
 from ptmq.quantization.rounding import Relaxation, RoundingPerWidth
-from ptmq.quantization.weight_quantizer import NestedWeightQuantizer
+from ptmq.quantization.weight_quantizer import TIES, NestedWeightQuantizer
 from ptmq.reconstruction.engine import Progress, ResumeFile, reconstruct, silent
 from ptmq.reconstruction.features import Features
 from ptmq.reconstruction.matching import fp_moments, match
@@ -42,6 +42,7 @@ class NestedSettings(AdaptiveRoundingSettings):
 
     iterations: int = 500  # a unit; 0: nothing is learned, corrections are matched
     anchor: int = 4  # the width at which the grid's error is measured; 0: every width has a grid of its own
+    ties: str = "even"  # where a code in the middle between two of a width goes, unless its rounding is learned
     learned_up_to: int = 4  # weight bits up to which a width's rounding is learned
     draw: str = "low"  # low: these widths in every iteration, at times one of the others; groups: one of each group
     draw_others: float = 0.5  # how often one of the others is drawn: probability in an iteration
@@ -53,6 +54,7 @@ class NestedSettings(AdaptiveRoundingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("ties", self.ties, TIES)
         one_of("draw", self.draw, DRAWS)
         require(0 <= self.draw_others <= 1, "draw_others", "a probability in [0, 1]", self.draw_others)
         one_of("correction_order", self.correction_order, ORDERS)
@@ -135,7 +137,7 @@ class Nested(Reconstruction):
 
     def spec(self, blocks: Sequence[str] | None, **conversion: Any) -> QuantizationSpec:
         """With one grid for all widths."""
-        return super().spec(blocks, **{"anchor": self.settings.anchor, **conversion})
+        return super().spec(blocks, **{"anchor": self.settings.anchor, "ties": self.settings.ties, **conversion})
 
     def passes(self) -> Sequence[NestedPass]:
         """One pass for all widths."""

@@ -182,7 +182,7 @@ def to_units(
         layer = frozen(layer)
         shape = weight_of(layer).shape
         quantizer: GridWeightQuantizer = (
-            NestedWeightQuantizer(shape, spec.weight_bits, fixed, spec.anchor, integer)
+            NestedWeightQuantizer(shape, spec.weight_bits, fixed, spec.anchor, integer, spec.ties)
             if spec.anchor
             else RoundedWeightQuantizer(shape, spec.weight_bits, fixed, of_weights)
         )

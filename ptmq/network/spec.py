@@ -8,6 +8,7 @@ from typing import Any
 
 from ptmq.common.bits import FP, BitWidth
 from ptmq.common.errors import InputError, one_of
+from ptmq.quantization.weight_quantizer import TIES
 
 EDGES = ("layers", "units")
 TARGETS = ("none", "onnx")
@@ -46,9 +47,10 @@ class QuantizationSpec:
     name, with wildcards · rules: widths of single layers, by name, with wildcards: {'head.*': 'W8A8', 'gate': 'FP'};
     of several that fit, the last counts · strict: refuse a network with weights that are not quantized and not named ·
     anchor: the width whose error decides the weights' grid where all widths share one (nested); 0: every width has a
-    grid of its own · correction: what every layer is corrected by at every width, one of
-    `ptmq.quantization.quantizer.KINDS` · target: what the model is to run on, `none` or `onnx`; for `onnx` integer
-    kernels compute just what the model computes, see `ptmq.network.graph.deployable`.
+    grid of its own · ties: where one code for all widths goes in the middle between two codes of a width, `even` or
+    `up` · correction: what every layer is corrected by at every width, one of `ptmq.quantization.quantizer.KINDS` ·
+    target: what the model is to run on, `none` or `onnx`; for `onnx` integer kernels compute just what the model
+    computes, see `ptmq.network.graph.deployable`.
     """
 
     blocks: Sequence[str] | None
@@ -60,6 +62,7 @@ class QuantizationSpec:
     rules: Mapping[str, Any] = field(default_factory=dict)
     strict: bool = True
     anchor: int = 0
+    ties: str = "even"
     correction: str = "none"
     target: str = "none"
 
@@ -69,6 +72,7 @@ class QuantizationSpec:
             raise InputError("a multi-bit model needs at least one width, such as W4A4.")
         one_of("edges", self.edges, EDGES)
         one_of("target", self.target, TARGETS)
+        one_of("ties", self.ties, TIES)
         rules = {pattern: Rule.parse(rule) for pattern, rule in dict(self.rules).items()}
         keep_fp = (self.keep_fp,) if isinstance(self.keep_fp, str) else tuple(self.keep_fp)
         blocks = None if self.blocks is None else tuple(self.blocks)

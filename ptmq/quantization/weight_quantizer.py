@@ -16,6 +16,8 @@ from ptmq.quantization.quantizer import Quantizer
 from ptmq.quantization.rounding import Relaxation
 from ptmq.quantization.step_size import PARENT_BITS, SEARCHES, Grids, nested, not_too_fine, own, signed
 
+TIES = ("even", "up")
+
 
 class WeightQuantizer(Quantizer):
     """What a layer sees of its weight at the selected width.
@@ -209,12 +211,12 @@ class NestedWeightQuantizer(GridWeightQuantizer):
 
     step: (out,), at 8 bits · zero_point: uint8, (out,), at 8 bits · code: uint8, of the weight's shape · learned:
     uint8, (learned widths,) · planes: uint8, (learned widths, bytes), one bit a weight, packed. At b bits the code is
-    clip(code >> (8 - b) + plane_b, 0, 2^b - 1) where the rounding is learned, else the code rounded to nearest, half
-    up. The floating-point weight is not needed any more.
+    clip(code >> (8 - b) + plane_b, 0, 2^b - 1) where the rounding is learned, else the code rounded to nearest. The
+    floating-point weight is not needed any more.
 
     anchor: the width at which the search measures the error of the grid · in_a_byte: keep code minus zero point within
     a signed byte, as integer kernels ask. Below 8 bits it always is; a channel whose 8-bit codes leave it has 7 bits
-    there, and one that is fixed at 8 bits the zero point 128.
+    there, and one that is fixed at 8 bits the zero point 128 · ties: see `narrowed`.
     """
 
     stands_alone = True
@@ -231,9 +233,10 @@ class NestedWeightQuantizer(GridWeightQuantizer):
         fixed: int | None = None,
         anchor: int = 4,
         in_a_byte: bool = False,
+        ties: str = "even",
     ):
         super().__init__(shape, widths, fixed)
-        self.in_a_byte = in_a_byte
+        self.in_a_byte, self.ties = in_a_byte, ties
         self.anchor = min(max(anchor, self.widths[0]), self.widths[-1])
         self.register_buffer("step", torch.ones(shape[0]))
         self.register_buffer("zero_point", torch.zeros(shape[0], dtype=torch.uint8))
@@ -248,7 +251,7 @@ class NestedWeightQuantizer(GridWeightQuantizer):
             plane = unpack_bits(self.planes[learned.index(bits)], self.code.numel()).view(self.shape)
             codes = (self.code.int() >> shift) + plane
         else:
-            codes = (self.code.int() + 2**shift // 2) >> shift
+            codes = narrowed(self.code, shift, self.ties)
         return _laid_out(torch.minimum(codes, 2 ** (PARENT_BITS - shift) - 1).to(torch.uint8))
 
     def shift(self, bits: int) -> Tensor:
@@ -305,6 +308,16 @@ class NestedWeightQuantizer(GridWeightQuantizer):
         for name in ("learned", "planes"):
             self._take_shape_of(name, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def narrowed(codes: Tensor, shift: Tensor | int, ties: str) -> Tensor:
+    """8-bit codes with `shift` bits less, rounded to nearest and not clipped: int32, of their shape.
+
+    ties: where a code in the middle between two goes, one of `TIES`. A byte has many, at 7 bits every other code;
+    upwards they move the weights by half an 8-bit step on average, whatever the width.
+    """
+    exact = codes / 2.0**shift
+    return (torch.round(exact) if ties == "even" else torch.floor(exact + 0.5)).int()
 
 
 def _laid_out(weight: Tensor) -> Tensor:

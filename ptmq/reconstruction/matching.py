@@ -144,9 +144,9 @@ def match(
     """Correct the layers of a unit at the widths of `quantized`; returns its outputs, in floating point and at these.
 
     fp, quantized: what enters the unit, (images, ...) each. The last images, a share of settings.correction_check, take
-    no part in matching. For each layer and width they choose between no correction, the shift, and where
-    settings.correction is `gain` both: what leaves the unit the least error. Without such images the most is taken
-    that settings.correction allows.
+    no part in matching. They guard each layer at each width: it gets the most that settings.correction allows and that
+    leaves the unit no more error than no correction does. That is not what leaves the least: a squared error asks for
+    outputs of too small a deviation, and layer after layer they fade. Without such images nothing is guarded.
     """
     kept = len(fp) - round(len(fp) * settings.correction_check)
     matched = math.ceil(kept / batch_size(fp))  # batches
@@ -156,8 +156,8 @@ def match(
         unit.set_bits(width)
         for correction in unit.corrections.values():
             correction.clear(width)
-        choice = Choice(unit, width, x[kept:], target[kept:])
-        at_layer = partial(_match_layer, moments, matched, choice, settings.correction == "gain")
+        guard = Guard(unit, width, x[kept:], target[kept:])
+        at_layer = partial(_match_layer, moments, matched, guard, settings.correction == "gain")
         results[width] = joined(walk(unit, _batches(x, kept), at_layer), len(x))
     return target, results
 
@@ -168,42 +168,45 @@ def _batches(x: Feature, kept: int) -> list[Tensor]:
 
 
 @dataclass
-class Choice:
-    """What chooses between corrections at a width: the unit's error on images x, (count, ...), with their target."""
+class Guard:
+    """What holds corrections back at a width: the unit's error on images x, (count, ...), with their target."""
 
     unit: Unit
     width: BitWidth
     x: Feature
     target: Tensor
 
-    def take(self, layer: GridLayer, ways: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Give the layer the best of some gains and shifts, without images the last; returns it."""
+    def give(self, layer: GridLayer, ways: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Give the layer the first of some gains and shifts that is not worse than the last; returns it."""
         correction = self.unit.corrections[layer]
 
         def error(way: tuple[Tensor, Tensor]) -> float:
             correction.set(self.width, *way)
             return error_at(self.unit, self.x, self.target, self.width)
 
-        best = min(ways, key=error) if len(self.x) else ways[-1]
-        correction.set(self.width, *best)
-        return best
+        taken = ways[0]
+        if len(self.x):
+            bar = error(ways[-1])
+            taken = next((way for way in ways[:-1] if error(way) <= bar), ways[-1])
+        correction.set(self.width, *taken)
+        return taken
 
 
 def _match_layer(
     fp: Mapping[GridLayer, Moments],
     matched: int,
-    choice: Choice,
+    guard: Guard,
     with_gain: bool,
     layer: GridLayer,
     outputs: list[Tensor],
 ) -> list[Tensor]:
-    """Correct a layer at the width of the choice by the first `matched` of its outputs; returns all, corrected."""
+    """Correct a layer at the width of the guard by the first `matched` of its outputs; returns all, corrected."""
     if layer.correction is None:
         return outputs
     moments = Moments.of(outputs[:matched], channel_axis_of(layer))
-    ways = [matching(fp[layer], moments, layer.bias, gain) for gain in (False, True)[: 1 + with_gain]]
+    ways = [matching(fp[layer], moments, layer.bias, gain) for gain in ((True, False) if with_gain else (False,))]
     nothing = torch.zeros_like(ways[0][0])
-    gain, shift = choice.take(layer, [(nothing, nothing), *ways])
+    gain, shift = guard.give(layer, [*ways, (nothing, nothing)])
     return [corrected(layer, output, gain, shift) for output in outputs]
 
 

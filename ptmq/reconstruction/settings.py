@@ -40,7 +40,7 @@ class CorrectionSettings(StepSizeSettings):
     """How every layer's output is corrected at every width (`ptmq.quantization.quantizer`)."""
 
     correction: str = "none"  # none, shift, or gain (and shift), of every output channel
-    correction_check: float = 0.125  # share of the calibration images that choose, where nothing is better
+    correction_check: float = 0.125  # share of the calibration images that guard against harm
 
     def __post_init__(self) -> None:
         super().__post_init__()

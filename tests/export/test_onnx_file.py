@@ -12,9 +12,13 @@ import ptmq
 from ptmq.cli import main
 from ptmq.common.errors import InputError
 from ptmq.export import onnx_file, skeleton
-from ptmq.export.frozen import simulate
+from ptmq.export.frozen import FrozenLayer, simulate
+from ptmq.export.nodes import Constants, Nodes
 from ptmq.export.session import Deployed, open_session, operators
+from ptmq.export.stored import signed_codes
 from ptmq.methods.interface import create
+from ptmq.network.layers import QuantizedLayer
+from ptmq.quantization.weight_quantizer import TIES, NestedWeightQuantizer
 from tests.toys import GROUPS, W3, W4, W8, random_network, toy_images, toy_network
 
 IMAGES = toy_images()
@@ -116,6 +120,28 @@ def test_codes_of_nested_widths_are_stored_once(folder):
     other = 100 + 6 * sum(len(layer.weight) for layer in calibrated("nested").layers)  # zero points
     assert inner * (8 + 2) / 8 + edges <= sizes["nested"] <= inner * (8 + 2) / 8 + edges + other  # two learned planes
     assert inner * sum(range(3, 9)) / 8 + edges <= sizes["nearest_mse"] <= inner * sum(range(3, 9)) / 8 + edges + other
+
+
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("width", GROUPS.widths, ids=str)
+def test_the_file_rounds_the_byte_as_the_model_does(tmp_path, width, ties):
+    import onnx
+
+    layer = nn.Conv2d(4, 8, 3).requires_grad_(False)
+    quantizer = NestedWeightQuantizer(
+        layer.weight.shape, [width.weight for width in GROUPS.widths], in_a_byte=True, ties=ties
+    )
+    quantizer.search_step_sizes(layer.weight, "shrink")
+    grid_layer = QuantizedLayer(layer, quantizer)
+    grid_layer.set_width(width)
+    nodes = Nodes(Constants(), "n")
+    named = signed_codes(nodes, grid_layer, frozen := FrozenLayer(grid_layer), packed=True)
+    output = onnx.helper.make_tensor_value_info(named, onnx.TensorProto.INT8, None)
+    graph = onnx.helper.make_graph(nodes.nodes, "codes", [], [output], nodes.constants.tensors)
+    opset = onnx.helper.make_opsetid("", skeleton.OPSET)
+    onnx.save(onnx.helper.make_model(graph, ir_version=onnx_file.IR, opset_imports=[opset]), tmp_path / "codes.onnx")
+    (codes,) = open_session(tmp_path / "codes.onnx").run(None, {})
+    assert np.array_equal(codes, frozen.values().numpy())
 
 
 def test_images_may_be_bytes(folder):

@@ -24,8 +24,8 @@ def layer_of(module: nn.Conv2d | nn.Linear) -> QuantizedLayer:
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
 def test_slices_are_the_reference_s_and_what_the_model_reads(bits):
     expected = torch.tensor(REFERENCE["slice"][str(bits)])
-    assert torch.equal(sliced(bits) >> (8 - bits), expected)
-    quantizer = NestedWeightQuantizer((256, 1), [bits, 8])
+    assert torch.equal(sliced([bits])[0] >> (8 - bits), expected)
+    quantizer = NestedWeightQuantizer((256, 1), [bits, 8], ties="up")
     quantizer.set_code(torch.arange(256, dtype=torch.uint8)[:, None], torch.ones(256), ZERO[:1].expand(256))
     assert torch.equal(quantizer.codes(None, bits).flatten().long(), expected)
 
@@ -44,7 +44,7 @@ ALIKE = [c for c in REFERENCE["selection"]["cases"] if c["symmetric"] and len(se
 def test_the_selected_code_and_what_it_leaves(case):
     widths = case["widths"]
     for column in range(WEIGHT.shape[1]):
-        code, error = select(WEIGHT[:, column], STEP, widths)
+        code, error = select(WEIGHT[:, column], STEP, sliced(widths))
         assert torch.equal(code, torch.tensor(case["code"])[:, column])
         expected = torch.tensor(case["summed_error"])[:, column] / len(widths)
         torch.testing.assert_close(error, expected, atol=1e-6, rtol=1e-4)
@@ -60,7 +60,7 @@ def test_a_linear_layer_is_solved_as_the_reference_solves_it():
     moments = moments @ moments.T
     factor = 2 / len(INPUTS)
     torch.testing.assert_close(moments * factor, torch.tensor(REFERENCE["linear"]["H"]), atol=1e-4, rtol=1e-4)
-    codes = solve(WEIGHT, torch.tensor(run["scale"])[:, 0], moments, [3, 4, 8], 0.01)
+    codes = solve(WEIGHT, torch.tensor(run["scale"])[:, 0], moments, sliced([3, 4, 8]), 0.01)
     assert codes.tolist() == run["code"]
 
 
@@ -69,7 +69,7 @@ def test_an_input_that_is_always_0_has_weights_0():
     inputs = INPUTS.clone()
     inputs[:, 5] = 0
     step = torch.tensor(run["scale"])[:, 0]
-    codes = solve(WEIGHT, step, inputs.T @ inputs, [3, 4, 8], 0.01)
+    codes = solve(WEIGHT, step, inputs.T @ inputs, sliced([3, 4, 8]), 0.01)
     assert codes[:, 5].tolist() == [128] * 4
     assert codes.tolist() == run["code"]
 
@@ -83,7 +83,7 @@ def test_a_convolution_is_solved_on_its_unfolded_patches():
     moments = columns @ columns.T
     expected = torch.tensor(case["H_diagonal"])
     torch.testing.assert_close(moments.diagonal() * 2 / len(x), expected, atol=1e-4, rtol=1e-4)
-    codes = solve(weight.flatten(1), torch.tensor(case["scale"])[:, 0], moments, [3, 4, 8], 0.01)
+    codes = solve(weight.flatten(1), torch.tensor(case["scale"])[:, 0], moments, sliced([3, 4, 8]), 0.01)
     assert codes.tolist() == case["code"]
 
 

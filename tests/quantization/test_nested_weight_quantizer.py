@@ -1,10 +1,12 @@
 """One code for all widths: the grid, the codes, the bit planes."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 
 from ptmq.quantization.step_size import SEARCHES, nested
-from ptmq.quantization.weight_quantizer import NestedWeightQuantizer, pack_bits, unpack_bits
+from ptmq.quantization.weight_quantizer import TIES, NestedWeightQuantizer, narrowed, pack_bits, unpack_bits
 
 WIDTHS = [3, 4, 5, 6, 7, 8]
 
@@ -60,14 +62,23 @@ class TestGrid:
             assert off.max() <= 0.5 + 2.0 ** -(9 - bits) + 1e-4, "the byte, rounded, is rounded once more"
 
 
+@pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_a_width_is_a_shift_of_the_byte(bits):
-    weight = weight_of("both")
-    quantizer = searched(weight)
-    codes = [
-        min((code + 2 ** (8 - bits) // 2) >> (8 - bits), 2**bits - 1) for code in quantizer.code.flatten().tolist()
-    ]
-    assert quantizer.codes(None, bits).flatten().tolist() == codes
+def test_a_width_is_the_byte_rounded_to_nearest(bits, ties):
+    quantizer = NestedWeightQuantizer((256, 1), WIDTHS, ties=ties)
+    quantizer.set_code(torch.arange(256, dtype=torch.uint8)[:, None], torch.ones(256), torch.zeros(256).byte())
+    step = 2 ** (8 - bits)
+    rounded = [round(Fraction(code, step)) if ties == "even" else (code + step // 2) // step for code in range(256)]
+    assert quantizer.codes(None, bits).flatten().tolist() == [min(code, 2**bits - 1) for code in rounded]
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5, 6, 7])
+def test_ties_upwards_move_codes_by_half_a_step_of_the_byte_and_even_ones_by_none(bits):
+    inside = torch.arange(256 - 2 ** (9 - bits))  # whole periods, below what is clipped
+    moved = {
+        ties: float((narrowed(inside, 8 - bits, ties) * 2 ** (8 - bits) - inside).double().mean()) for ties in TIES
+    }
+    assert moved == {"even": 0.0, "up": 0.5}
 
 
 def test_a_learned_bit_is_added_to_the_byte_rounded_down():

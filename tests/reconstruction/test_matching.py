@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from ptmq.common.bits import FULL_PRECISION, BitWidth
 from ptmq.network.model import MultiBitModel
 from ptmq.network.place import QuantizationSpec
+from ptmq.reconstruction import matching
 from ptmq.reconstruction.features import propagate
-from ptmq.reconstruction.matching import Moments, fp_moments, match, match_network, walk
+from ptmq.reconstruction.matching import Guard, Moments, fp_moments, match, match_network, walk
 from ptmq.reconstruction.settings import CorrectionSettings
 
 W3, W8 = BitWidth(3, 3), BitWidth(8, 8)
@@ -152,3 +153,21 @@ def test_moments_do_not_depend_on_the_batches():
     torch.testing.assert_close(whole.mean, parts.mean)
     torch.testing.assert_close(whole.deviation, parts.deviation)
     torch.testing.assert_close(whole.deviation.float(), y.movedim(1, 0).flatten(1).std(1, correction=0))
+
+
+@pytest.mark.parametrize(
+    "errors, taken", [((0.9, 0.5, 1.0), 0), ((1.0, 0.5, 1.0), 0), ((1.1, 0.5, 1.0), 1), ((1.1, 1.2, 1.0), 2)]
+)
+def test_a_layer_gets_the_most_that_is_not_worse_than_nothing(errors, taken, monkeypatch):
+    model, x = model_of("images")
+    unit, layer = model.units[0], model.layers[0]
+    ways = [(torch.full((8,), number / 10), torch.full((8,), float(number))) for number in (2, 1, 0)]
+    correction = unit.corrections[layer]
+
+    def error_at(*_):
+        return errors[2 - int(correction.shift["W3A3"][0])]
+
+    monkeypatch.setattr(matching, "error_at", error_at)
+    assert Guard(unit, W3, x, x).give(layer, ways) is ways[taken]
+    assert torch.equal(correction.gain["W3A3"], ways[taken][0])
+    assert Guard(unit, W3, x[:0], x[:0]).give(layer, ways) is ways[0], "nothing guards"
