@@ -160,7 +160,8 @@ def test_moments_do_not_depend_on_the_batches():
 )
 def test_a_layer_gets_the_most_that_is_not_worse_than_nothing(errors, taken, monkeypatch):
     model, x = model_of("images")
-    unit, layer = model.units[0], model.layers[0]
+    unit = model.units[0]
+    (layer,) = unit.layers
     ways = [(torch.full((8,), number / 10), torch.full((8,), float(number))) for number in (2, 1, 0)]
     correction = unit.corrections[layer]
 
