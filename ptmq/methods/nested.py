@@ -98,7 +98,7 @@ class NestedPass(AdaptiveRoundingPass):
             match(unit, features.fp, features.quantized, self.settings)
         groups: list[dict[str, Any]] = []
         rate = self.settings.lr_correction
-        moments, _ = fp_moments(unit, [features.fp[:MOMENT_IMAGES]], 1)
+        moments, _ = fp_moments(unit, [features.fp[:MOMENT_IMAGES]])
         for layer, correction in unit.corrections.items():
             correction.learn(True)
             groups.append(

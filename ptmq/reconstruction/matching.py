@@ -4,7 +4,6 @@ Unit by unit, and layer by layer inside a unit, with the layers before corrected
 features. Nothing is learned, and every image passes every layer once a width.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from ptmq.common.device import joined, memory_format
 from ptmq.network.layers import GridLayer, QuantizedLayer
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.quantization.quantizer import BOUND
-from ptmq.reconstruction.features import Feature, batch_size, batches, error_at
+from ptmq.reconstruction.features import Feature, batches
 from ptmq.reconstruction.settings import CorrectionSettings
 
 AtLayer = Callable[[GridLayer, list[Tensor]], list[Tensor]]
@@ -122,12 +121,12 @@ def corrected(layer: GridLayer, output: Tensor, gain: Tensor, shift: Tensor) -> 
 
 
 @torch.no_grad()
-def fp_moments(unit: Unit, batches: Sequence[Tensor], matched: int) -> tuple[dict[GridLayer, Moments], list[Tensor]]:
-    """Moments of every layer's output in floating point over the first `matched` batches, and the unit's outputs."""
+def fp_moments(unit: Unit, batches: Sequence[Tensor]) -> tuple[dict[GridLayer, Moments], list[Tensor]]:
+    """Moments of every layer's output in floating point over all batches, and the unit's outputs."""
     found: dict[GridLayer, Moments] = {}
 
     def measure(layer: GridLayer, outputs: list[Tensor]) -> list[Tensor]:
-        found[layer] = Moments.of(outputs[:matched], channel_axis_of(layer))
+        found[layer] = Moments.of(outputs, channel_axis_of(layer))
         return outputs
 
     unit.set_bits(FULL_PRECISION)
@@ -143,70 +142,29 @@ def match(
 ) -> tuple[Tensor, dict[BitWidth, Tensor]]:
     """Correct the layers of a unit at the widths of `quantized`; returns its outputs, in floating point and at these.
 
-    fp, quantized: what enters the unit, (images, ...) each. The last images, a share of settings.correction_check, take
-    no part in matching. They guard each layer at each width: it gets the most that settings.correction allows and that
-    leaves the unit no more error than no correction does. That is not what leaves the least: a squared error asks for
-    outputs of too small a deviation, and layer after layer they fade. Without such images nothing is guarded.
+    fp, quantized: what enters the unit, (images, ...) each. No layer goes without its correction where a unit's squared
+    error is less that way: that error asks for outputs of too small a deviation, and unit after unit they fade.
     """
-    kept = len(fp) - round(len(fp) * settings.correction_check)
-    matched = math.ceil(kept / batch_size(fp))  # batches
-    moments, outputs = fp_moments(unit, _batches(fp, kept), matched)
+    moments, outputs = fp_moments(unit, list(batches(fp)))
     target, results = joined(outputs, len(fp)), {}
     for width, x in quantized.items():
         unit.set_bits(width)
         for correction in unit.corrections.values():
             correction.clear(width)
-        guard = Guard(unit, width, x[kept:], target[kept:])
-        at_layer = partial(_match_layer, moments, matched, guard, settings.correction == "gain")
-        results[width] = joined(walk(unit, _batches(x, kept), at_layer), len(x))
+        at_layer = partial(_match_layer, moments, width, settings.correction == "gain")
+        results[width] = joined(walk(unit, list(batches(x)), at_layer), len(x))
     return target, results
 
 
-def _batches(x: Feature, kept: int) -> list[Tensor]:
-    """The images that are matched, then the others, in batches apart."""
-    return [batch for part in (x[:kept], x[kept:]) if len(part) for batch in batches(part)]
-
-
-@dataclass
-class Guard:
-    """What holds corrections back at a width: the unit's error on images x, (count, ...), with their target."""
-
-    unit: Unit
-    width: BitWidth
-    x: Feature
-    target: Tensor
-
-    def give(self, layer: GridLayer, ways: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Give the layer the first of some gains and shifts that is not worse than the last; returns it."""
-        correction = self.unit.corrections[layer]
-
-        def error(way: tuple[Tensor, Tensor]) -> float:
-            correction.set(self.width, *way)
-            return error_at(self.unit, self.x, self.target, self.width)
-
-        taken = ways[0]
-        if len(self.x):
-            bar = error(ways[-1])
-            taken = next((way for way in ways[:-1] if error(way) <= bar), ways[-1])
-        correction.set(self.width, *taken)
-        return taken
-
-
 def _match_layer(
-    fp: Mapping[GridLayer, Moments],
-    matched: int,
-    guard: Guard,
-    with_gain: bool,
-    layer: GridLayer,
-    outputs: list[Tensor],
+    fp: Mapping[GridLayer, Moments], width: BitWidth, with_gain: bool, layer: GridLayer, outputs: list[Tensor]
 ) -> list[Tensor]:
-    """Correct a layer at the width of the guard by the first `matched` of its outputs; returns all, corrected."""
+    """Correct a layer at a width by its outputs; returns them corrected."""
     if layer.correction is None:
         return outputs
-    moments = Moments.of(outputs[:matched], channel_axis_of(layer))
-    ways = [matching(fp[layer], moments, layer.bias, gain) for gain in ((True, False) if with_gain else (False,))]
-    nothing = torch.zeros_like(ways[0][0])
-    gain, shift = guard.give(layer, [*ways, (nothing, nothing)])
+    moments = Moments.of(outputs, channel_axis_of(layer))
+    gain, shift = matching(fp[layer], moments, layer.bias, with_gain)
+    layer.correction.set(width, gain, shift)
     return [corrected(layer, output, gain, shift) for output in outputs]
 
 

@@ -40,12 +40,10 @@ class CorrectionSettings(StepSizeSettings):
     """How every layer's output is corrected at every width (`ptmq.quantization.quantizer`)."""
 
     correction: str = "none"  # none, shift, or gain (and shift), of every output channel
-    correction_check: float = 0.125  # share of the calibration images that guard against harm
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("correction", self.correction, KINDS)
-        require(0 <= self.correction_check < 1, "correction_check", "in [0, 1)", self.correction_check)
 
 
 @dataclass(frozen=True)
