@@ -1,4 +1,4 @@
-"""Matched corrections: moments agree with floating point, and no width is worse than without."""
+"""Matched corrections: moments agree with floating point, and the network is nearer to it than without."""
 
 import pytest
 import torch
