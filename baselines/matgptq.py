@@ -1,13 +1,13 @@
 """MatGPTQ: one 8-bit code of which every width is a slice, solved column by column.
 
 Paper: https://arxiv.org/abs/2602.03537, for language models. A slice of r bits is the code's r top bits, half rounded
-up. Each code has the least summed error over some widths; what error is left, their mean, is taken from the columns of
-the weight that are not rounded yet, by the second moments of the layer's input (GPTQ, https://arxiv.org/abs/2210.17323).
-A convolution's columns are its unfolded patches; each group has moments of its own. Nothing is learned by gradient.
-Departures: activations are quantized, with the step sizes of the suite's search. The moments are taken as published,
-with the blocks before quantized, here at the highest width, and the block itself in floating point. The code is solved
-for the lowest two widths and the highest, which are the publication's 3, 4 and 8 of the widths 3 to 8. A row without a
-negative weight keeps its whole range, of which the released code clips a half.
+up; `ties: even` is ours. Each code has the least summed error over some widths; what error is left, their mean, is
+taken from the columns of the weight that are not rounded yet, by the second moments of the layer's input (GPTQ,
+https://arxiv.org/abs/2210.17323). A convolution's columns are its unfolded patches; each group has moments of its own.
+Nothing is learned by gradient. Departures: activations are quantized, with the step sizes of the suite's search. The
+moments are taken as published, with the blocks before quantized, here at the highest width, and the block itself in
+floating point. The code is solved for the lowest two widths and the highest, which are the publication's 3, 4 and 8 of
+the widths 3 to 8. A row without a negative weight keeps its whole range, of which the released code clips a half.
 """
 
 from collections.abc import Callable, Sequence

@@ -228,12 +228,12 @@ def _build(shape: Mapping[str, Any], network: nn.Module) -> Switchable:
     """The model of `network` that model.json describes, with nothing calibrated."""
     widths, example = read_widths(shape["widths"]), torch.randn(2, *shape["image_shape"])
     conversion = {"keep_fp": shape["keep_fp"], "strict": shape["strict"], "target": shape.get("target", "none")}
-    conversion["ties"] = shape.get("ties", "up")  # as they all went before there was a choice
     conversion["rules"] = {name: Rule(**rule) for name, rule in shape["rules"].items()}
     if "method" in shape:
         method = create(shape["method"], shape["settings"], widths)
         return method.build(network, shape["blocks"], example, **conversion)
     protocol = {name: shape[name] for name in ("edge_bits", "quantize_softmax", "edges", "anchor", "correction")}
+    protocol["ties"] = shape.get("ties", "up")  # as they all went before there was a choice
     return MultiBitModel(network, QuantizationSpec(shape["blocks"], widths, **protocol, **conversion), example)
 
 

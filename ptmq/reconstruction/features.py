@@ -134,7 +134,7 @@ def part_features(unit: Unit, part: Unit, whole: Features) -> Features:
 
 
 @torch.no_grad()
-def error_at(unit: Unit, x: Feature, target: Tensor, width: BitWidth) -> float:
+def _error_at(unit: Unit, x: Feature, target: Tensor, width: BitWidth) -> float:
     """The mean square of the unit's output at `width` minus the target, for all images of x."""
     unit.set_bits(width)
     parts = zip(batches(x), target.split(batch_size(x)), strict=True)
@@ -145,4 +145,4 @@ def error_at(unit: Unit, x: Feature, target: Tensor, width: BitWidth) -> float:
 def reconstruction_error(unit: Unit, features: Features) -> dict[str, float]:
     """The unit's error at every width on the first ERROR_IMAGES images, {'W3A3': mean square}."""
     few = features.target[:ERROR_IMAGES]
-    return {str(width): error_at(unit, x[:ERROR_IMAGES], few, width) for width, x in features.quantized.items()}
+    return {str(width): _error_at(unit, x[:ERROR_IMAGES], few, width) for width, x in features.quantized.items()}

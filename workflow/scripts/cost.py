@@ -44,7 +44,7 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
     axes.set_xlabel("seconds of calibration: hollow for one, full for all widths")
     axes.set_ylabel("top-1 [%]")
     axes.grid(alpha=0.3, which="both")
-    legend(axes, loc="best")
+    legend(axes, loc="upper left", bbox_to_anchor=(1, 1))  # inside it would hide points
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for backbone, part in learned.groupby("backbone"):
         panels += [(backbone, width) for width in part.sort_values("w_bits").width.drop_duplicates()[:WIDTHS]]
     rows, columns = max(1, -(-len(panels) // 2)), 2
-    figure, axes = plt.subplots(rows, columns, figsize=(12, 4 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=(16, 4 * rows), squeeze=False, layout="constrained")
     for axis, (backbone, width) in zip(axes.flat, panels, strict=False):
         draw(axis, done[done.backbone == backbone], costs, width)
         axis.set_title(f"{backbone}, {width}")
