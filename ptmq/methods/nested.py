@@ -1,8 +1,9 @@
 """Nested: one 8-bit code for all bit-widths, a correction for each of them, and learned rounding where it pays.
 
 A weight is one byte. Step sizes are a power of two apart, so every width is a shift of that byte
-(`NestedWeightQuantizer`). Widths of few bits add one learned bit a weight to the byte rounded down; from there on it is
-rounded to nearest. Every layer's output is corrected at every width by a gain and a shift of each output channel
+(`NestedWeightQuantizer`). Widths of few bits add one learned bit a weight to the byte rounded down. At one more width
+the rounding is learned, too, and the byte moves to where it rounds alike; from there on it is rounded to nearest. Every
+layer's output is corrected at every width by a gain and a shift of each output channel
 (`ptmq.quantization.quantizer`), which are learned beside the rounding or matched to the moments of the FP network.
 Every width learns on its own features, towards the FP output, under QDrop's dropping. Ours; nothing published for
 post-training quantization of vision networks that we found has this combination. Nested codes: MatQuant and Double
@@ -43,9 +44,11 @@ class NestedSettings(AdaptiveRoundingSettings):
     iterations: int = 500  # a unit; 0: nothing is learned, corrections are matched
     anchor: int = 4  # the width at which the grid's error is measured; 0: every width has a grid of its own
     ties: str = "even"  # where a code in the middle between two of a width goes, unless its rounding is learned
-    learned_up_to: int = 4  # weight bits up to which a width's rounding is learned
-    draw: str = "low"  # low: these widths in every iteration, at times one of the others; groups: one of each group
-    draw_others: float = 0.5  # how often one of the others is drawn: probability in an iteration
+    learned_up_to: int = 5  # weight bits up to which a width's rounding is learned: the low widths
+    stored_up_to: int = 4  # and up to which it takes a bit of its own; above, the byte moves to where it rounds alike
+    draw: str = "low"  # low: some of the low widths in every iteration, at times a high one; groups: one of each group
+    draw_low: int = 2  # how many of the low widths an iteration draws
+    draw_others: float = 0.25  # how often one of the others is drawn: probability in an iteration
     correction: str = "gain"
     correction_order: str = "first"
     lr_correction: float = 1e-3
@@ -55,7 +58,15 @@ class NestedSettings(AdaptiveRoundingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("ties", self.ties, TIES)
+        require(
+            self.learned_up_to <= max(self.stored_up_to, min(self.stored_up_to + 1, 6)),
+            "learned_up_to",
+            f"at most {max(self.stored_up_to, min(self.stored_up_to + 1, 6))} with stored_up_to {self.stored_up_to}: "
+            "the byte moves for one width, of at most 6 bits",
+            self.learned_up_to,
+        )
         one_of("draw", self.draw, DRAWS)
+        require(self.draw_low >= 1, "draw_low", "at least 1", self.draw_low)
         require(0 <= self.draw_others <= 1, "draw_others", "a probability in [0, 1]", self.draw_others)
         one_of("correction_order", self.correction_order, ORDERS)
 
@@ -83,12 +94,14 @@ class NestedPass(AdaptiveRoundingPass):
         return RoundingPerWidth(layer.weight, *grids, self.settings.initial_v, floors)
 
     def draw(self, generator: torch.Generator) -> Sequence[BitWidth]:
-        """Every low width and one of the others, or one of each group."""
+        """Some of the low widths and at times one of the others, or one of each group."""
         if self.groups is not None:
             return self.groups.draw(generator)
-        if not self.high or (self.low and float(torch.rand((), generator=generator)) >= self.settings.draw_others):
-            return self.low
-        return [*self.low, self.high[int(torch.randint(len(self.high), (), generator=generator))]]
+        order = torch.randperm(len(self.low), generator=generator).tolist()
+        low = [self.low[position] for position in sorted(order[: self.settings.draw_low])]
+        if not self.high or (low and float(torch.rand((), generator=generator)) >= self.settings.draw_others):
+            return low
+        return [*low, self.high[int(torch.randint(len(self.high), (), generator=generator))]]
 
     def begin(self, unit: Unit, features: Features) -> Sequence[dict[str, Any]]:
         """The corrections learn, shifts at a rate relative to the deviation of the layer's output."""
@@ -110,6 +123,10 @@ class NestedPass(AdaptiveRoundingPass):
 
     def end(self, unit: Unit, features: Features) -> None:
         """Keep what was learned at low widths; match the others, whose weights are rounded to nearest."""
+        for layer in unit.layers:
+            quantizer, above = layer.quantizer, self.settings.stored_up_to + 1
+            if isinstance(quantizer, NestedWeightQuantizer) and above in quantizer.learned.tolist():
+                quantizer.absorb(above)
         for correction in unit.corrections.values():
             correction.learn(False)
             correction.keep_bounded()

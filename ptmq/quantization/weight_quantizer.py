@@ -303,6 +303,27 @@ class NestedWeightQuantizer(GridWeightQuantizer):
         self.relaxation = None
         self._weights.clear()
 
+    def absorb(self, bits: int) -> None:
+        """Move every byte to the nearest one that rounds at `bits` as its plane says, and drop the plane.
+
+        The code at `bits` and what is learned below it stay as they are. Widths of more bits move with the byte: at
+        most by half a step of `bits`, and one of the byte past a tie. bits: a learned width, at most 6; at 7 the byte
+        has no room to move.
+        """
+        learned, shift = self.learned.tolist(), PARENT_BITS - bits
+        at = learned.index(bits)
+        up = unpack_bits(self.planes[at], self.code.numel()).view(self.shape).bool()
+        code = self.code.int()
+        floor = code >> shift
+        middle = (floor << shift) + 2 ** (shift - 1)
+        goes_up = floor % 2 == 1 if self.ties == "even" else torch.ones_like(up)  # the byte in the middle
+        lowest, highest = middle + (~goes_up).int(), middle - goes_up.int()
+        moved = torch.where(up, code.maximum(lowest), code.minimum(highest))
+        self.code = torch.where(floor < 2**bits - 1, moved, code).to(torch.uint8)  # the last code has none above it
+        keep = [position for position in range(len(learned)) if position != at]
+        self.learned, self.planes = self.learned[keep], self.planes[keep]
+        self._weights.clear()
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take as many planes as were saved; forget computed weights."""
         for name in ("learned", "planes"):

@@ -92,6 +92,30 @@ def test_a_learned_bit_is_added_to_the_byte_rounded_down():
     assert torch.equal(quantizer.codes(None, 5), before), "a width whose rounding is not learned"
 
 
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("bits", [3, 4, 5, 6])
+def test_a_byte_that_absorbs_a_plane_rounds_as_it_says_and_moves_no_further(bits, ties):
+    every = torch.arange(256, dtype=torch.uint8).repeat(2)[:, None]  # with both bits
+    plane = torch.arange(512)[:, None] // 256
+    quantizer = NestedWeightQuantizer((512, 1), WIDTHS, ties=ties)
+    quantizer.set_code(every, torch.ones(512), torch.zeros(512).byte())
+    low = torch.stack([plane.flip(0)] * (bits - 3) + [plane])
+    quantizer.set_rounding(low, dict.fromkeys(range(3, bits + 1), torch.ones(())))
+    before = {width: quantizer.codes(None, width) for width in range(3, bits + 1)}
+    nearest = NestedWeightQuantizer((512, 1), WIDTHS, ties=ties)
+    nearest.set_code(every, torch.ones(512), torch.zeros(512).byte())
+    agreed = nearest.codes(None, bits) == before[bits]
+    quantizer.absorb(bits)
+    assert quantizer.learned.tolist() == list(range(3, bits)) and len(quantizer.planes) == bits - 3
+    assert all(torch.equal(quantizer.codes(None, width), codes) for width, codes in before.items())
+    assert torch.equal(quantizer.code[agreed], every[agreed]), "a byte that rounds so already stays"
+    distance = (quantizer.code.int() - every.int()).abs()
+    assert 0 < distance.max() <= 2 ** (7 - bits) + 1, "at most half a step and past the tie"
+    nearer = quantizer.code.int() + torch.sign(every.int() - quantizer.code.int())
+    rounded = narrowed(nearer, 8 - bits, ties).clamp_max(2**bits - 1)
+    assert (rounded != before[bits])[~agreed].all(), "one less far, and it would round otherwise"
+
+
 def test_more_bits_are_nearer_to_the_weight():
     weight = weight_of("both", (16, 32, 3, 3))
     quantizer = searched(weight)
