@@ -2,8 +2,8 @@
 
 A weight is one byte. Step sizes are a power of two apart, so every width is a shift of that byte
 (`NestedWeightQuantizer`). Widths of few bits add one learned bit a weight to the byte rounded down. At one more width
-the rounding is learned, too, and the byte moves to where it rounds alike; from there on it is rounded to nearest. Every
-layer's output is corrected at every width by a gain and a shift of each output channel
+the rounding is learned, too, and the byte moves to where it rounds as learned; from there on it is rounded to nearest.
+Every layer's output is corrected at every width by a gain and a shift of each output channel
 (`ptmq.quantization.quantizer`), which are learned beside the rounding or matched to the moments of the FP network.
 Every width learns on its own features, towards the FP output, under QDrop's dropping. Ours; nothing published for
 post-training quantization of vision networks that we found has this combination. Nested codes: MatQuant and Double
@@ -43,12 +43,12 @@ class NestedSettings(AdaptiveRoundingSettings):
 
     iterations: int = 500  # a unit; 0: nothing is learned, corrections are matched
     anchor: int = 4  # the width at which the grid's error is measured; 0: every width has a grid of its own
-    ties: str = "even"  # where a code in the middle between two of a width goes, unless its rounding is learned
-    learned_up_to: int = 5  # weight bits up to which a width's rounding is learned: the low widths
-    stored_up_to: int = 4  # and up to which it takes a bit of its own; above, the byte moves to where it rounds alike
-    draw: str = "low"  # low: some of the low widths in every iteration, at times a high one; groups: one of each group
-    draw_low: int = 2  # how many of the low widths an iteration draws
-    draw_others: float = 0.25  # how often one of the others is drawn: probability in an iteration
+    ties: str = "even"  # where a byte in the middle between two codes of a width goes, unless a bit is stored for it
+    learned_up_to: int = 5  # weight bits up to which a width's rounding is learned
+    stored_up_to: int = 4  # weight bits up to which that is stored, a bit a weight; one width above, the byte moves
+    draw: str = "low"  # low: some of the learned widths, at times one of the others; groups: one of each group
+    draw_low: int = 2  # draw low: how many of the widths whose rounding is learned an iteration takes
+    draw_others: float = 0.25  # draw low: the probability that it takes one of the others, too
     correction: str = "gain"
     correction_order: str = "first"
     lr_correction: float = 1e-3
@@ -58,11 +58,13 @@ class NestedSettings(AdaptiveRoundingSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("ties", self.ties, TIES)
+        require(0 <= self.stored_up_to <= 8, "stored_up_to", "0..8", self.stored_up_to)
+        most = max(self.stored_up_to, min(self.stored_up_to + 1, 6))
         require(
-            self.learned_up_to <= max(self.stored_up_to, min(self.stored_up_to + 1, 6)),
+            self.learned_up_to <= most or self.anchor == 0,
             "learned_up_to",
-            f"at most {max(self.stored_up_to, min(self.stored_up_to + 1, 6))} with stored_up_to {self.stored_up_to}: "
-            "the byte moves for one width, of at most 6 bits",
+            f"at most {most} while stored_up_to is {self.stored_up_to}, as the byte moves for one width of at most 6 "
+            "bits (lower it, or raise stored_up_to)",
             self.learned_up_to,
         )
         one_of("draw", self.draw, DRAWS)
@@ -122,7 +124,10 @@ class NestedPass(AdaptiveRoundingPass):
         return groups
 
     def end(self, unit: Unit, features: Features) -> None:
-        """Keep what was learned at low widths; match the others, whose weights are rounded to nearest."""
+        """Move the bytes, keep what corrections learned, and match those that `correction_order` says.
+
+        In orders first and learned, the widths above the one that moves the byte have learned on the byte before.
+        """
         for layer in unit.layers:
             quantizer, above = layer.quantizer, self.settings.stored_up_to + 1
             if isinstance(quantizer, NestedWeightQuantizer) and above in quantizer.learned.tolist():

@@ -210,8 +210,8 @@ class NestedWeightQuantizer(GridWeightQuantizer):
     """One 8-bit code for all widths: steps and zero points are a power of two apart, and a width is a shift away.
 
     step: (out,), at 8 bits · zero_point: uint8, (out,), at 8 bits · code: uint8, of the weight's shape · learned:
-    uint8, (learned widths,) · planes: uint8, (learned widths, bytes), one bit a weight, packed. At b bits the code is
-    clip(code >> (8 - b) + plane_b, 0, 2^b - 1) where the rounding is learned, else the code rounded to nearest. The
+    uint8, (widths with a plane,) · planes: uint8, (widths with a plane, bytes), one learned bit a weight, packed. At b
+    bits the code is clip(code >> (8 - b) + plane_b, 0, 2^b - 1) where there is a plane, else rounded to nearest. The
     floating-point weight is not needed any more.
 
     anchor: the width at which the search measures the error of the grid · in_a_byte: keep code minus zero point within
@@ -306,10 +306,11 @@ class NestedWeightQuantizer(GridWeightQuantizer):
     def absorb(self, bits: int) -> None:
         """Move every byte to the nearest one that rounds at `bits` as its plane says, and drop the plane.
 
-        The code at `bits` and what is learned below it stay as they are. Widths of more bits move with the byte: at
-        most by half a step of `bits`, and one of the byte past a tie. bits: a learned width, at most 6; at 7 the byte
-        has no room to move.
+        The code at `bits` and what is learned below it stay as they are. Widths of more bits move with the byte, at
+        most by half a step of `bits` and one of the byte. bits: the widest with a plane, at most 6; at 7 the byte has
+        no room to move.
         """
+        assert bits == max(self.learned.tolist()) <= 6
         learned, shift = self.learned.tolist(), PARENT_BITS - bits
         at = learned.index(bits)
         up = unpack_bits(self.planes[at], self.code.numel()).view(self.shape).bool()

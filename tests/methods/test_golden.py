@@ -18,7 +18,7 @@ from ptmq.methods.label_training import TrainedMethod
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.network.model import MultiBitModel
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
-from ptmq.quantization.weight_quantizer import RoundedWeightQuantizer
+from ptmq.quantization.weight_quantizer import GridWeightQuantizer
 from ptmq.reconstruction.engine import ResumeFile
 from tests.toys import CPU, GROUPS, VECTORS, W3, W4, toy_network
 
@@ -70,7 +70,7 @@ def numbers(name: str, variant: dict, folder) -> dict:
     task = Task(toy_network(), ["blocks.*"], images(), torch.arange(32), 3, CPU, resume, name)
     model, details = method.fit(task)
     parts = nn.ModuleList(model.units[:2]) if isinstance(model, MultiBitModel) else model
-    layers = [m for m in parts.modules() if isinstance(getattr(m, "quantizer", None), RoundedWeightQuantizer)]
+    layers = [m for m in parts.modules() if isinstance(getattr(m, "quantizer", None), GridWeightQuantizer)]
     quantizers = [m for m in parts.modules() if isinstance(m, ActivationQuantizer)]
     learned = [unit for unit in details["units"] if unit["unit"].startswith(("stem", "blocks.0"))]
     return {
