@@ -128,10 +128,9 @@ class NestedPass(AdaptiveRoundingPass):
 
         In orders first and learned, the widths above the one that moves the byte have learned on the byte before.
         """
-        for layer in unit.layers:
-            quantizer, above = layer.quantizer, self.settings.stored_up_to + 1
-            if isinstance(quantizer, NestedWeightQuantizer) and above in quantizer.learned.tolist():
-                quantizer.absorb(above)
+        for quantizer in (layer.quantizer for layer in unit.layers):
+            if isinstance(quantizer, NestedWeightQuantizer) and self.settings.stored_up_to + 1 in quantizer.learned:
+                quantizer.absorb()
         for correction in unit.corrections.values():
             correction.learn(False)
             correction.keep_bounded()

@@ -303,26 +303,23 @@ class NestedWeightQuantizer(GridWeightQuantizer):
         self.relaxation = None
         self._weights.clear()
 
-    def absorb(self, bits: int) -> None:
-        """Move every byte to the nearest one that rounds at `bits` as its plane says, and drop the plane.
+    def absorb(self) -> None:
+        """Move every byte to the nearest one that rounds as the widest plane says, and drop that plane.
 
-        The code at `bits` and what is learned below it stay as they are. Widths of more bits move with the byte, at
-        most by half a step of `bits` and one of the byte. bits: the widest with a plane, at most 6; at 7 the byte has
-        no room to move.
+        The code at its width and what is learned below it stay as they are. Widths of more bits move with the byte, at
+        most by half a step of its width and one of the byte. Of at most 6 bits: at 7 the byte has no room to move.
         """
-        assert bits == max(self.learned.tolist()) <= 6
-        learned, shift = self.learned.tolist(), PARENT_BITS - bits
-        at = learned.index(bits)
-        up = unpack_bits(self.planes[at], self.code.numel()).view(self.shape).bool()
-        code = self.code.int()
+        bits = int(self.learned[-1])
+        assert bits <= 6
+        shift, code = PARENT_BITS - bits, self.code.int()
+        up = unpack_bits(self.planes[-1], code.numel()).view(self.shape).bool()
         floor = code >> shift
         middle = (floor << shift) + 2 ** (shift - 1)
-        goes_up = floor % 2 == 1 if self.ties == "even" else torch.ones_like(up)  # the byte in the middle
-        lowest, highest = middle + (~goes_up).int(), middle - goes_up.int()
+        tie_goes_up = narrowed(middle, shift, self.ties) > floor
+        lowest, highest = middle + (~tie_goes_up).int(), middle - tie_goes_up.int()
         moved = torch.where(up, code.maximum(lowest), code.minimum(highest))
         self.code = torch.where(floor < 2**bits - 1, moved, code).to(torch.uint8)  # the last code has none above it
-        keep = [position for position in range(len(learned)) if position != at]
-        self.learned, self.planes = self.learned[keep], self.planes[keep]
+        self.learned, self.planes = self.learned[:-1].clone(), self.planes[:-1].clone()
         self._weights.clear()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

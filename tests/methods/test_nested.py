@@ -41,6 +41,18 @@ def inner(model):
     return [layer for unit in model.units[1:-1] for layer in unit.layers]
 
 
+def saved_and_loaded(method, model, images, registered_toy, folder):
+    """The model as it is loaded again, which gives the same logits at every width."""
+    save_model(folder, model, registered_toy, method, {})
+    loaded, _ = load_model(folder)
+    for width in GROUPS.widths:
+        for either in (model, loaded):
+            either.set_bits(width.weight, width.activation)
+        with torch.no_grad():
+            assert torch.equal(loaded(images), model(images))
+    return loaded
+
+
 def test_two_low_widths_have_a_bit_of_their_own_and_the_others_none(learned):
     _, model, _ = learned
     assert all(layer.quantizer.learned.tolist() == [3, 4] for layer in inner(model))
@@ -133,13 +145,7 @@ def test_corrections_are_matched_after_the_byte_moved(images, monkeypatch):
 def test_what_is_stored_is_a_setting(settings, planes, images, registered_toy, tmp_path):
     method, model, _ = calibrated(images, **settings)
     assert all(layer.quantizer.learned.tolist() == planes for layer in inner(model))
-    save_model(tmp_path, model, registered_toy, method, {})
-    loaded, _ = load_model(tmp_path)
-    for width in GROUPS.widths:
-        for either in (model, loaded):
-            either.set_bits(width.weight, width.activation)
-        with torch.no_grad():
-            assert torch.equal(loaded(images), model(images))
+    saved_and_loaded(method, model, images, registered_toy, tmp_path)
 
 
 def test_a_byte_moves_for_one_width_alone():
@@ -183,13 +189,7 @@ class TestSaved:
         self, learned, images, registered_toy, tmp_path
     ):
         method, model, _ = learned
-        save_model(tmp_path, model, registered_toy, method, {})
-        loaded, _ = load_model(tmp_path)
-        for width in GROUPS.widths:
-            for either in (model, loaded):
-                either.set_bits(width.weight, width.activation)
-            with torch.no_grad():
-                assert torch.equal(loaded(images), model(images))
+        loaded = saved_and_loaded(method, model, images, registered_toy, tmp_path)
         with pytest.raises(InputError, match="no floating-point weights"):
             loaded.set_bits(32, 32)
         assert loaded.bits_per_weight() == model.bits_per_weight()

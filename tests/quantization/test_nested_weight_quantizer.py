@@ -99,13 +99,12 @@ def test_a_byte_that_absorbs_a_plane_rounds_as_it_says_and_moves_no_further(bits
     plane = torch.arange(512)[:, None] // 256
     quantizer = NestedWeightQuantizer((512, 1), WIDTHS, ties=ties)
     quantizer.set_code(every, torch.ones(512), torch.zeros(512).byte())
+    nearest = quantizer.codes(None, bits)
     low = torch.stack([plane.flip(0)] * (bits - 3) + [plane])
     quantizer.set_rounding(low, dict.fromkeys(range(3, bits + 1), torch.ones(())))
     before = {width: quantizer.codes(None, width) for width in range(3, bits + 1)}
-    nearest = NestedWeightQuantizer((512, 1), WIDTHS, ties=ties)
-    nearest.set_code(every, torch.ones(512), torch.zeros(512).byte())
-    agreed = nearest.codes(None, bits) == before[bits]
-    quantizer.absorb(bits)
+    agreed = nearest == before[bits]
+    quantizer.absorb()
     assert quantizer.learned.tolist() == list(range(3, bits)) and len(quantizer.planes) == bits - 3
     assert all(torch.equal(quantizer.codes(None, width), codes) for width, codes in before.items())
     assert torch.equal(quantizer.code[agreed], every[agreed]), "a byte that rounds so already stays"
