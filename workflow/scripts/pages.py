@@ -140,9 +140,10 @@ def top1(published: Published, profile: str, backbone: str, method: str, width: 
     name, variant = with_variant(method)
     runs = with_width(published.runs(profile))
     fitting = (runs.backbone == backbone) & (runs.method == name) & (runs.variant == variant) & (runs.width == width)
-    if not fitting.any():
-        raise InputError(f"{profile} has no run of {method} on {backbone} at {width}. Name another.")
-    return f"{runs[fitting].top1.mean():.1f}"
+    done = runs[fitting & (runs.status == "done")]
+    if done.empty:
+        raise InputError(f"{profile} has no result of {method} on {backbone} at {width}. Name another.")
+    return f"{done.top1.mean():.1f}"
 
 
 def difference(published: Published, profile: str, backbone: str, method: str, other: str, width: str) -> str:

@@ -24,8 +24,8 @@ ABLATIONS = {
     "rounding": ("ptmq", "the initial V, and R shared or not"),
     "budget": ("ptmq", "iterations and calibration images"),
     "correction": ("nested", "what is corrected, and whether it is matched or learned"),
-    "grid": ("nested", "one grid or one a width, and the width that it is searched at"),
-    "learned": ("nested", "the widths whose rounding is learned, and how widths are drawn"),
+    "grid": ("nested", "one grid or one a width, and where ties go"),
+    "learned": ("nested", "the widths whose rounding is learned, where it is stored, and how widths are drawn"),
 }
 CHOSEN = {
     "methods": "method",
