@@ -1,7 +1,7 @@
 """The tidy CSV -> the figure of what accuracy costs: top-1 at the two lowest widths against seconds of calibration.
 
-A hollow point is one calibration, the full point beside it as many as serve all widths. What learns nothing and lies far
-below the best stands on the lower edge, with its accuracy beside it.
+A hollow point is one calibration, the full point beside it as many as serve all widths. What learns nothing and lies
+far below the best stands on the lower edge, with its accuracy beside it.
 
 cost.py --runs results/cifar10/runs.csv --out results/cifar10/figures
 """
