@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.ticker import LogLocator
 from style import label_of, legend, save, style_of
 from tables import KEYS, cost, method_order, note_of, runs_and_folder, with_width
 
@@ -47,6 +48,7 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
         margin = 0.08 * (top - bottom) + 0.1
         axes.set_ylim(bottom - margin, top + margin)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # tens alone are one tick or none
     axes.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("seconds of calibration: hollow for one, full for all widths")
