@@ -91,12 +91,18 @@ def test_cost_draws_one_calibration_and_all_that_are_needed(results):
     assert [list(line.get_xdata()) for line in hollow] == [[10.0]], "one calibration of QDrop"
 
 
-def test_the_legend_says_what_lies_below_the_axis(results):
+def test_what_learns_nothing_and_lies_far_below_stands_on_the_edge_with_its_value(results):
+    results.add(record("nearest_mse", {"W3A3": 20.0, "W8A8": 30.0}, protocol={"iterations": 0}))
+    for axes, value in zip(panels(results, "cost").values(), ("20.0", "30.0"), strict=True):
+        (y,), bottom = drawn(axes)["nearest, MSE step sizes"][1], axes.get_ylim()[0]
+        assert float(value) < bottom < y < min(drawn(axes)["PTMQ"][1])
+        assert [(text.get_text(), text.xy[1]) for text in axes.texts] == [(value, y)]
+
+
+def test_what_learns_is_on_the_axis_however_far_below(results):
     results.add(record("flexround", {"W3A3": 20.0, "W8A8": 30.0}))
-    for axes in panels(results, "cost").values():
-        lines, bottom = drawn(axes), axes.get_ylim()[0]
-        assert max(lines["FlexRound (below)"][1]) < bottom < min(lines["PTMQ"][1])
-        assert {"FlexRound (below)", "PTMQ"} <= {text.get_text() for text in axes.get_legend().get_texts()}
+    for axes, value in zip(panels(results, "cost").values(), (20.0, 30.0), strict=True):
+        assert list(drawn(axes)["FlexRound"][1]) == [value] and axes.get_ylim()[0] < value and not axes.texts
 
 
 def test_blocks_draw_the_error_of_every_block_over_qdrops_and_the_rounding_before_and_after(results):

@@ -217,7 +217,7 @@ def test_what_is_wrong_does_not_keep_the_rest_from_being_filled_in(published):
 @pytest.mark.parametrize("text, said", [
     ("A <!-- = topp1 cifar10 resnet20 ptmq W3A3 --><!-- /= -->", "Did you mean 'top1'?"),
     ("A <!-- = top1 cifar10 resnet20 ptmq --><!-- /= -->", "missing a required argument: 'width'"),
-    ("A <!-- = top1 cifar10 resnet20 ptmq W9A9 --><!-- /= -->", "no run of ptmq on resnet20 at W9A9"),
+    ("A <!-- = top1 cifar10 resnet20 ptmq W9A9 --><!-- /= -->", "no result of ptmq on resnet20 at W9A9"),
     ("A <!-- = top1 cifar11 resnet20 ptmq W3A3 --><!-- /= -->", "no published table 'cifar11/runs.csv'"),
     ("A <!-- = cell cifar10/tables/accuracy.csv W3A3 backbone=resnet20 --><!-- /= -->", "Choose one row."),
     ("A <!-- = cell cifar10/tables/accuracy.csv W3A3 bakbone=resnet20 --><!-- /= -->", "Did you mean 'backbone'?"),
@@ -229,6 +229,14 @@ def test_what_is_wrong_does_not_keep_the_rest_from_being_filled_in(published):
 def test_a_mistake_in_a_marker_is_a_sentence(published, text, said):
     told = checked(f"{text}\n", published, "--check")
     assert told.startswith(str(published / "page.md") + ":1: ") and said in told
+
+
+def test_a_run_that_was_not_run_has_no_mean(published):
+    runs = pd.read_csv(published / "cifar10/runs.csv", dtype=str)
+    runs.loc[runs.method == "ptmq", ["status", "top1"]] = "not run", None
+    runs.to_csv(published / "cifar10/runs.csv", index=False)
+    said = checked("A <!-- = top1 cifar10 resnet20 ptmq W3A3 -->9<!-- /= -->\n", published)
+    assert "no result of ptmq on resnet20 at W3A3" in said
 
 
 def test_a_row_is_chosen_by_any_of_several_patterns(published):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.ticker import LogLocator
-from style import label_of, legend, save, style_of
+from style import label_of, save, style_of
 from tables import KEYS, cost, method_order, note_of, runs_and_folder, with_width
 
 WIDTHS = 2  # of the bit groups, lowest first
@@ -54,7 +54,7 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
     axes.set_xlabel("seconds of calibration: hollow for one, full for all widths")
     axes.set_ylabel("top-1 [%]")
     axes.grid(alpha=0.3, which="both")
-    legend(axes, loc="upper left", bbox_to_anchor=(1, 1))  # inside it would hide points
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))  # inside it would hide points
 
 
 def main(argv: Sequence[str] | None = None) -> None:

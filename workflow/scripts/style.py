@@ -43,12 +43,3 @@ def save(figure, path: Path, note: str = "") -> None:
     for extension, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None}), ("png", {})):
         figure.savefig(path.with_suffix(f".{extension}"), dpi=150, metadata=metadata)
     plt.close(figure)
-
-
-def legend(axes, **options) -> None:
-    """The legend, which says what lies below the part of the axis that is shown."""
-    bottom, _ = axes.get_ylim()
-    for line in axes.get_lines():
-        if not line.get_label().startswith("_") and max(line.get_ydata()) < bottom:
-            line.set_label(f"{line.get_label()} (below)")
-    axes.legend(fontsize="small", **options)
