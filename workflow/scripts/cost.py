@@ -18,13 +18,17 @@ WIDTHS = 2  # of the bit groups, lowest first
 DEPTH = 13  # points below the best down to which a panel's axis reaches, and further for methods that learn
 
 
+def learned(runs: pd.DataFrame) -> pd.DataFrame:
+    """The rows of methods that learn something, from images or from labels."""
+    return runs[(runs.iterations > 0) | (runs.epochs > 0)]
+
+
 def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
     """One panel: two points a method, with the standard deviation over seeds."""
     at = runs[(runs.width == width) & runs.variant.isin(["default", "published"]) & (runs.method != "fp32")]
     methods = at.groupby(["method", "variant"])
     shown = methods.top1.agg(["mean", "std"]).fillna(0)
-    learned = at[(at.iterations > 0) | (at.epochs > 0)].groupby(["method", "variant"]).top1.mean()
-    lowest = min(shown["mean"].max() - DEPTH, learned.min())
+    lowest = min([shown["mean"].max() - DEPTH, *learned(at).groupby(["method", "variant"]).top1.mean()])
     for (method, variant), part in sorted(methods, key=lambda item: (method_order(item[0][0]), item[0][1])):
         key = (part.backbone.iloc[0], method, variant)
         if key not in costs.index:
@@ -37,8 +41,8 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
         if one < every:
             axes.plot([one], [y], color=colour, marker=marker, markerfacecolor="white", linestyle="none")
         if mean < lowest:
-            at_point = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
-            axes.annotate(f"{mean:.1f}", (every, y), (0, 6), color=colour, **at_point)
+            above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(f"{mean:.1f}", (every, y), **above, color=colour, fontsize=8)
         else:
             axes.errorbar([every], [y], spread, color=colour, linestyle="none", capsize=3)
         axes.plot([every], [y], color=colour, marker=marker, linestyle="none", label=label_of(method, variant))
@@ -62,8 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     costs = cost(runs).set_index(KEYS)
     done = with_width(runs[(runs.status == "done")]).astype({"in_groups": bool})
     panels = []
-    learned = done[done.in_groups & ((done.iterations > 0) | (done.epochs > 0))]
-    for backbone, part in learned.groupby("backbone"):
+    for backbone, part in learned(done[done.in_groups]).groupby("backbone"):
         panels += [(backbone, width) for width in part.sort_values("w_bits").width.drop_duplicates()[:WIDTHS]]
     rows, columns = max(1, -(-len(panels) // 2)), 2
     figure, axes = plt.subplots(rows, columns, figsize=(16, 4 * rows), squeeze=False, layout="constrained")
