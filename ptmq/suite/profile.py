@@ -117,6 +117,9 @@ def _check_names(profile: Mapping[str, Any]) -> None:
         body = body or {}
         for backbone in body.get("backbones", []):
             one_of(f"methods.{method}.backbones: backbone", backbone, backbones)
+        for variant, changes in (body.get("variants") or {}).items():
+            for backbone in (changes or {}).get("backbones", []):
+                one_of(f"methods.{method}.variants.{variant}.backbones: backbone", backbone, backbones)
         for backbone in body["widths"] if isinstance(body.get("widths"), Mapping) else []:
             one_of(f"methods.{method}.widths: backbone", backbone, backbones)
 
@@ -193,6 +196,8 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
     for variant, changes in (chosen.get("variants") or {"default": {}}).items():
         own = body.get("settings", {}).get(method, {})
         settings = {**standard, **chosen.get("settings", {}), **own, **(changes or {})}
+        if backbone not in settings.pop("backbones", [backbone]):
+            continue
         groups = settings.pop("groups", body.get("groups", standard_groups))
         images = settings.pop("calibration_images", profile["calibration_images"])
         seeds = settings.pop("seeds", body.get("seeds", profile["seeds"]))

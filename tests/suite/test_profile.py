@@ -56,6 +56,7 @@ def test_every_profile_is_valid(path):
     ("backbones/digits_resnet/group", {}, "key 'group' is unknown. Did you mean 'groups'?"),
     ("methods/ptmq/setting", {}, "methods.ptmq: key 'setting' is unknown. Did you mean 'settings'?"),
     ("methods/ptmq/backbones", ["digits_resnt"], "methods.ptmq.backbones: backbone 'digits_resnt' is unknown. Did you mean 'digits_resnet'?"),
+    ("methods/ptmq/variants", {"once": {"backbones": ["digits_resnt"]}}, "methods.ptmq.variants.once.backbones: backbone 'digits_resnt' is unknown."),
     ("backbones/digits_resnet/settings", {"ptqm": {"iterations": 3}}, "backbones.digits_resnet.settings: method 'ptqm' is unknown. Did you mean 'ptmq'?"),
     ("methods/nearest_mse", {"widths": {"digits_resnt": ["W3A3"]}}, "methods.nearest_mse.widths: backbone 'digits_resnt' is unknown. Did you mean 'digits_resnet'?"),
     ("methods/nearest_mse", {"widths": {"digits_resnet": ["W3"]}}, "methods.nearest_mse.widths.digits_resnet.0 must be written like W4A4. Got 'W3'."),
@@ -116,10 +117,10 @@ def test_runs_are_variants_by_seeds_by_widths():
     assert all(Run.from_json(run.to_json()) == run for run in runs)
 
 
-def test_widths_may_differ_by_backbone_and_seeds_by_variant():
+def test_widths_may_differ_by_backbone_and_seeds_and_backbones_by_variant():
     profile = changed("methods", {
         "nearest_mse": {"widths": {"digits_resnet": ["W2A4"]}},
-        "ptmq": {"variants": {"default": {}, "once": {"seeds": [0]}}}})  # fmt: skip
+        "ptmq": {"variants": {"default": {}, "once": {"seeds": [0]}, "there": {"backbones": ["digits_resnet"]}}}})  # fmt: skip
     profile["seeds"] = [0, 1]
     runs = all_runs(validate(profile))
     nearest = {(run.backbone, run.widths) for run in runs if run.method == "nearest_mse"}
@@ -129,6 +130,9 @@ def test_widths_may_differ_by_backbone_and_seeds_by_variant():
     }
     once = [run for run in runs if run.variant == "once"]
     assert once and {run.seed for run in once} == {0} and all("seeds" not in run.settings for run in once)
+    there = [run for run in runs if run.variant == "there"]
+    assert {run.backbone for run in there} == {"digits_resnet"} and all("backbones" not in run.settings for run in there)
+    assert {run.backbone for run in once} == set(profile["backbones"])
 
 
 def test_a_variant_may_have_groups_and_images_of_its_own():
