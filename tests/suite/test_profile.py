@@ -131,7 +131,8 @@ def test_widths_may_differ_by_backbone_and_seeds_and_backbones_by_variant():
     once = [run for run in runs if run.variant == "once"]
     assert once and {run.seed for run in once} == {0} and all("seeds" not in run.settings for run in once)
     there = [run for run in runs if run.variant == "there"]
-    assert {run.backbone for run in there} == {"digits_resnet"} and all("backbones" not in run.settings for run in there)
+    assert {run.backbone for run in there} == {"digits_resnet"}
+    assert all("backbones" not in run.settings for run in there)
     assert {run.backbone for run in once} == set(profile["backbones"])
 
 
