@@ -60,6 +60,27 @@ def checked(text: str, published: Path, *more: str) -> str:
     return ""
 
 
+def test_a_claim_that_was_read_in_several_ways_shows_the_least_and_the_most_on_each_network(tmp_path):
+    (tmp_path / "some" / "tables").mkdir(parents=True)
+    lines = [
+        (", one way", "a", -2, "does not hold"), (", another", "a", -10, "does not hold"),
+        (", one way", "b", 4, "does not hold"), ("", "c", 3, "holds"),
+    ]  # fmt: skip
+    table = [
+        {
+            "claim": f"it gains{way} [{network}, 50 iterations]",
+            "paper": "+3",
+            "ours": ours,
+            "verdict": verdict,
+            "reason": "",
+        }
+        for way, network, ours, verdict in lines
+    ]
+    pd.DataFrame(table).to_csv(tmp_path / "some" / "tables" / "verdict.csv", index=False)
+    found = pages.claims(pages.Published(tmp_path), "some", "it gains")
+    assert "| **does not hold** (a -10 to -2 in 2 readings, b 4); **holds** (c 3) |" in found
+
+
 # ---------------------------------------------------------------- the pages of the project
 @names(PAGES)
 def test_a_page_says_what_the_published_results_say(page):

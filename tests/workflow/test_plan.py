@@ -145,6 +145,12 @@ def test_an_ablation_reads_the_default_its_variants_and_the_floor():
     assert kinds == {("ptmq", "default"), ("ptmq", "gd_none"), ("nearest_mse", "default")}
 
 
+def test_an_ablation_leaves_out_a_backbone_without_its_variants():
+    plan = plan_of(digits({"default": {}, "gd_none": {"gd": "none", "backbones": ["digits_resnet"]}}), "results/digits")
+    assert {"digits_resnet"} < {run.backbone for run in plan.runs.values()}
+    assert {path.split("/")[3] for path in plan.ablation_records("gd")} == {"digits_resnet"}
+
+
 def test_an_ablation_is_of_the_method_whose_part_it_varies():
     profile = digits({"default": {}})
     profile["methods"]["nested"] = {"variants": {"default": {}, "grid_own": {"anchor": 0}}}

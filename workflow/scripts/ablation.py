@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     tables = pd.concat([
         table_of(runs[runs.backbone == b], args.method, list(missing[missing.backbone == b].variant)) for b in backbones
-    ])  # fmt: skip
+    ]).fillna("")  # fmt: skip
     note = note_of(runs.dataset)
     write(tables, args.root / "tables" / f"ablation_{args.name}", note=note)
     height = max(2.5, 0.55 * runs.variant.nunique())

@@ -253,23 +253,32 @@ def headline(published: Published, profile: str, backbone: str, *methods: str) -
 
 
 def claims(published: Published, profile: str, *texts: str) -> str:
-    """The verdict, a row a claim: what its line begins with, and ours wherever and however it was tried."""
+    """The verdict, a row a claim: what its line begins with, and ours on every network."""
     path, body = f"{profile}/tables/verdict.csv", []
     for text in texts:
         rows = published.rows(path, {"claim": f"{text}*"})
-        said: dict[str, list[str]] = {}
+        said: dict[str, dict[str, list[str]]] = {}
         for row in rows.to_dict("records"):
-            ours = f"{place(row['claim'], text)} {row['ours']}" if row["ours"] else row["reason"]
-            said.setdefault(row["verdict"], []).append(ours.strip())
-        found = "; ".join(f"**{verdict}** ({', '.join(each)})" for verdict, each in said.items())
+            where = place(row["claim"], text) if row["ours"] else ""
+            said.setdefault(row["verdict"], {}).setdefault(where, []).append(row["ours"] or row["reason"])
+        found = "; ".join(
+            f"**{verdict}** ({', '.join(of_ways(*each) for each in ours.items())})" for verdict, ours in said.items()
+        )
         body.append([text, cell(published, path, "paper", claim=f"{text}*").replace("_", " "), found])
     return markdown(["the paper says", "its number", "ours"], body)
 
 
 def place(claim: str, text: str) -> str:
-    """Where or how a claim was tried, from its line `text, reading [network, budget]`: the reading, or the network."""
-    reading, _, network = claim.removeprefix(text).partition(" [")
-    return reading.lstrip(",: ").replace(",", "") or network.partition(",")[0].removesuffix("]")
+    """The network of a claim's line, `text, way [network, budget]`."""
+    return claim.removeprefix(text).partition(" [")[2].partition(",")[0].removesuffix("]")
+
+
+def of_ways(network: str, ours: Sequence[str]) -> str:
+    """What was found on a network in one way, or in several: the least and the most."""
+    if len(ours) == 1:
+        return f"{network} {ours[0]}".strip()
+    least, most = min(ours, key=value), max(ours, key=value)
+    return f"{network} {least} to {most} in {len(ours)} readings"
 
 
 def errors(published: Published, profile: str, backbone: str, width: str, *pairs_and_units: str) -> str:

@@ -221,7 +221,8 @@ class Plan:
         return [name for name in self.variants(ablation) if self.shown([name])]
 
     def ablation_records(self, ablation: str) -> list[str]:
-        """Records that an ablation compares: the default, its variants, and rounding to nearest as the floor.
+        """Records that an ablation compares: the default, its variants, and rounding to nearest as the floor. Backbones
+        without such a variant have nothing to compare.
 
         Raises InputError where the profile has no such variant, or one without the default to compare it with.
         """
@@ -242,7 +243,9 @@ class Plan:
                 f" missing for {backbone}, seed {seed}. Add 'default: {{}}' to the variants of {method}, with the seeds"
                 " of the others."
             )
-        return self.shown(default + self.reported_variants(ablation) + self.of("nearest_mse"))
+        varied = {self.runs[name].backbone for name in self.reported_variants(ablation)}
+        names = default + self.reported_variants(ablation) + self.of("nearest_mse")
+        return self.shown([name for name in names if self.runs[name].backbone in varied])
 
     @property
     def ablated(self) -> list[str]:
