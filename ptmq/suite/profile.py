@@ -115,11 +115,10 @@ def _check_names(profile: Mapping[str, Any]) -> None:
             one_of(f"backbones.{backbone}.settings: method", method, methods)
     for method, body in methods.items():
         body = body or {}
-        for backbone in body.get("backbones", []):
-            one_of(f"methods.{method}.backbones: backbone", backbone, backbones)
-        for variant, changes in (body.get("variants") or {}).items():
-            for backbone in (changes or {}).get("backbones", []):
-                one_of(f"methods.{method}.variants.{variant}.backbones: backbone", backbone, backbones)
+        variants = {f".variants.{name}": changes or {} for name, changes in (body.get("variants") or {}).items()}
+        for part, chosen in {"": body, **variants}.items():
+            for backbone in chosen.get("backbones", []):
+                one_of(f"methods.{method}{part}.backbones: backbone", backbone, backbones)
         for backbone in body["widths"] if isinstance(body.get("widths"), Mapping) else []:
             one_of(f"methods.{method}.widths: backbone", backbone, backbones)
 
@@ -190,13 +189,11 @@ def runs_of(profile: Mapping[str, Any], backbone: str, method: str) -> list[Run]
     standard = entry.settings.get(method, {}) if entry else {}
     standard_groups = entry.groups if entry else CNN_GROUPS
     chosen = profile["methods"][one_of(f"{where}: method", method, profile["methods"])] or {}
-    if backbone not in chosen.get("backbones", [backbone]):
-        return []
     runs = []
     for variant, changes in (chosen.get("variants") or {"default": {}}).items():
         own = body.get("settings", {}).get(method, {})
         settings = {**standard, **chosen.get("settings", {}), **own, **(changes or {})}
-        if backbone not in settings.pop("backbones", [backbone]):
+        if backbone not in settings.pop("backbones", chosen.get("backbones", [backbone])):
             continue
         groups = settings.pop("groups", body.get("groups", standard_groups))
         images = settings.pop("calibration_images", profile["calibration_images"])

@@ -136,6 +136,12 @@ def test_widths_may_differ_by_backbone_and_seeds_and_backbones_by_variant():
     assert {run.backbone for run in once} == set(profile["backbones"])
 
 
+def test_the_backbones_of_a_variant_stand_for_those_of_its_method():
+    body = {"backbones": ["digits_vit"], "variants": {"default": {}, "there": {"backbones": ["digits_resnet"]}}}
+    runs = all_runs(validate(changed("methods", {"ptmq": body})))
+    assert {(run.variant, run.backbone) for run in runs} == {("default", "digits_vit"), ("there", "digits_resnet")}
+
+
 def test_a_variant_may_have_groups_and_images_of_its_own():
     groups = {"low": ["W3A3"], "high": ["W8A8"]}
     profile = changed("methods", {"ptmq": {"variants": {

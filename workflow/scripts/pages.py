@@ -262,19 +262,19 @@ def claims(published: Published, profile: str, *texts: str) -> str:
             where = place(row["claim"], text) if row["ours"] else ""
             said.setdefault(row["verdict"], {}).setdefault(where, []).append(row["ours"] or row["reason"])
         found = "; ".join(
-            f"**{verdict}** ({', '.join(of_ways(*each) for each in ours.items())})" for verdict, ours in said.items()
+            f"**{verdict}** ({', '.join(of_readings(*one) for one in ours.items())})" for verdict, ours in said.items()
         )
         body.append([text, cell(published, path, "paper", claim=f"{text}*").replace("_", " "), found])
     return markdown(["the paper says", "its number", "ours"], body)
 
 
 def place(claim: str, text: str) -> str:
-    """The network of a claim's line, `text, way [network, budget]`."""
+    """The network of a claim's line, `text, reading [network, budget]`."""
     return claim.removeprefix(text).partition(" [")[2].partition(",")[0].removesuffix("]")
 
 
-def of_ways(network: str, ours: Sequence[str]) -> str:
-    """What was found on a network in one way, or in several: the least and the most."""
+def of_readings(network: str, ours: Sequence[str]) -> str:
+    """What was found on a network: in one reading, or the least and the most of several."""
     if len(ours) == 1:
         return f"{network} {ours[0]}".strip()
     least, most = min(ours, key=value), max(ours, key=value)
