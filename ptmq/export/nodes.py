@@ -1,10 +1,13 @@
 """The nodes and constants of an ONNX file while it is written: constants once each, names short and unique."""
 
+from collections import Counter
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto as Tensor
 from onnx import helper, numpy_helper
 
 
@@ -23,6 +26,18 @@ class Constants:
             self._names[key] = f"C{len(self._names)}"
             self.tensors.append(numpy_helper.from_array(array.copy(), self._names[key]))
         return self._names[key]
+
+    def placed(self, lists: Sequence[list[onnx.NodeProto]]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Those that no list of nodes has to itself, and each list's own.
+
+        In onnxruntime, a subgraph takes time at every call for each constant that it reads from outside, so its own lie
+        within it.
+        """
+        read = [{name for node in nodes for name in node.input} for nodes in lists]
+        readers = Counter(name for names in read for name in names)
+        own = [[t for t in self.tensors if t.name in names and readers[t.name] == 1] for names in read]
+        alone = {tensor.name for tensors in own for tensor in tensors}
+        return [tensor for tensor in self.tensors if tensor.name not in alone], own
 
     @property
     def bytes(self) -> int:

@@ -136,13 +136,14 @@ def _proto(
     kind = TensorProto.FLOAT if normalization is None else TensorProto.UINT8
     inputs = [helper.make_tensor_value_info(IMAGES, kind, _dims(batch))]
     classes = _dims(graph.output[0].type.tensor_type.shape)
+    shared = constants.tensors
     if selected:
         inputs.append(helper.make_tensor_value_info(BITS, TensorProto.INT64, []))
-        switch(outer, list(keys_of(widths)), written, classes)
+        shared = switch(outer, dict(zip(keys_of(widths), written, strict=True)), classes)
     else:
         named(outer, written[0][1])
     output = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, classes)
-    main = helper.make_graph(outer.nodes, "ptmq", inputs, [output], constants.tensors)
+    main = helper.make_graph(outer.nodes, "ptmq", inputs, [output], shared)
     proto = helper.make_model(main, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="ptmq")
     described = {"widths": keys_of(widths), "float": [list(row) for row in floats], "network": name}
     helper.set_model_props(proto, {f"{KEY}.{key}": json.dumps(value) for key, value in described.items()})
@@ -170,38 +171,47 @@ def normalized(nodes: Any, images: str, normalization: Normalization | None, sha
     return nodes("Div", nodes("Sub", scaled, mean), std)
 
 
-def switch(outer: Any, keys: Sequence[int], written: Sequence[tuple[Any, str]], classes: Sequence[Any]) -> None:
-    """A chain of Ifs on `bits`, the last of which gives the logits; another value than one of the keys is an error.
+def switch(outer: Any, branches: Mapping[int, tuple[Any, str]], classes: Sequence[Any]) -> list[Any]:
+    """A tree of Ifs on `bits`, whose leaves are branches; it gives the logits. Another value than a key is an error.
 
-    A Gather fails there: its name is the sentence that onnxruntime tells.
+    A Gather fails there: its name is the sentence that onnxruntime tells. A tree, as every If takes time in a call.
+    branches: the nodes, and the name of what they give, by key. Returns the constants that are no branch's own.
     """
     from onnx import TensorProto, helper
 
+    keys = sorted(branches)
+    written = [branches[key] for key in keys]
     hit = outer("Cast", outer("Equal", BITS, np.array(keys, dtype=np.int64)), to=TensorProto.INT64)
     unknown = outer("Sub", np.int64(1), outer("ReduceSum", hit, keepdims=0))  # 0, or 1 for no key
-    sentence = f"bits must be one of {', '.join(map(str, keys))}"
+    sentence = f"bits must be one of {', '.join(map(str, branches))}"
     nothing = outer("Gather", np.zeros(1, dtype=np.int64), unknown, name=sentence)
     chosen = outer("Add", BITS, nothing)
-    conditions = [outer("Equal", chosen, np.int64(key)) for key in keys[:-1]]
-
-    def graph(number: int) -> Any:
-        """The branch of a key, or of it and all behind."""
-        nodes, logits = written[number]
-        return helper.make_graph(nodes.nodes, f"{keys[number]}", [], [_value(logits)])
-
-    def _value(name: str) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, list(classes))
-
+    below = {key: outer("Less", chosen, np.int64(key)) for key in keys[1:]}
     if len(keys) == 1:
         outer.nodes += written[0][0].nodes
         named(outer, written[0][1])
-        return
-    rest = graph(len(keys) - 1)
-    for number in reversed(range(len(keys) - 1)):
-        name = LOGITS if number == 0 else f"L{number}"
-        node = helper.make_node("If", [conditions[number]], [name], then_branch=graph(number), else_branch=rest)
-        rest = helper.make_graph([node], f"from {keys[number]}", [], [_value(name)])
-    outer.nodes.append(node)
+        return outer.constants.tensors
+    shared, own = outer.constants.placed([outer.nodes, *(nodes.nodes for nodes, _ in written)])
+
+    def chooses(first: int, end: int) -> Any:
+        """The If that chooses among some of the branches."""
+        middle = (first + end) // 2
+        given = LOGITS if end - first == len(keys) else f"L{first}_{end}"
+        halves = {"then_branch": graph(first, middle), "else_branch": graph(middle, end)}
+        return helper.make_node("If", [below[keys[middle]]], [given], **halves)
+
+    def graph(first: int, end: int) -> Any:
+        """A branch, or what chooses among some."""
+        if end - first == 1:
+            nodes, given, constants = written[first][0].nodes, written[first][1], own[1 + first]
+        else:
+            node = chooses(first, end)
+            nodes, given, constants = [node], node.output[0], []
+        value = helper.make_tensor_value_info(given, TensorProto.FLOAT, list(classes))
+        return helper.make_graph(nodes, ", ".join(map(str, keys[first:end])), [], [value], constants)
+
+    outer.nodes.append(chooses(0, len(keys)))
+    return [*shared, *own[0]]
 
 
 def named(nodes: Any, logits: str) -> None:

@@ -69,6 +69,12 @@ def agrees(logits: np.ndarray, expected: np.ndarray) -> bool:
     return bool((apart < 1e-5).mean() >= 0.9 and apart.max() < 0.05)
 
 
+def all_graphs(graph) -> list:
+    """A graph and those within its nodes, in order."""
+    inner = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    return [graph, *(found for part in inner for found in all_graphs(part))]
+
+
 # ---------------------------------------------------------------- what it computes
 @pytest.mark.parametrize("method", METHODS)
 def test_one_file_computes_at_every_width_what_was_calibrated(folder, method):
@@ -113,13 +119,35 @@ def test_codes_of_nested_widths_are_stored_once(folder):
 
     sizes = {}
     for method in ("nested", "nearest_mse"):
-        graph = onnx.load(exported(folder, method).path).graph
-        sizes[method] = sum(len(t.raw_data) for t in graph.initializer if t.data_type == onnx.TensorProto.UINT8)
+        graphs = all_graphs(onnx.load(exported(folder, method).path).graph)
+        stored = [tensor for graph in graphs for tensor in graph.initializer]
+        sizes[method] = sum(len(t.raw_data) for t in stored if t.data_type == onnx.TensorProto.UINT8)
     inner = sum(layer.weight.numel() for layer in calibrated("nested").layers if not layer.quantizer.fixed)
     edges = sum(layer.weight.numel() for layer in calibrated("nested").layers if layer.quantizer.fixed)
     other = 100 + 6 * sum(len(layer.weight) for layer in calibrated("nested").layers)  # zero points
     assert inner * (8 + 2) / 8 + edges <= sizes["nested"] <= inner * (8 + 2) / 8 + edges + other  # two learned planes
     assert inner * sum(range(3, 9)) / 8 + edges <= sizes["nearest_mse"] <= inner * sum(range(3, 9)) / 8 + edges + other
+
+
+def test_a_branch_reads_from_outside_what_others_read_too(folder):
+    import onnx
+
+    main = onnx.load(exported(folder, "nested").path).graph
+    assert main.initializer
+    leaves = [graph for graph in all_graphs(main)[1:] if graph.initializer]
+    assert {graph.name for graph in leaves} == {str(width.weight) for width in GROUPS.widths}
+    read = [{name for node in graph.node for name in node.input} for graph in [main, *leaves]]
+    for tensor in main.initializer:
+        assert sum(tensor.name in names for names in read) >= 2 or tensor.name in read[0]
+
+
+def test_a_call_passes_few_ifs(folder):
+    import onnx
+
+    def depth(graph) -> int:
+        return max([0] + [1 + depth(a.g) for node in graph.node for a in node.attribute if a.HasField("g")])
+
+    assert depth(onnx.load(exported(folder, "nested").path).graph) == 3  # of six widths
 
 
 @pytest.mark.parametrize("ties", TIES)
