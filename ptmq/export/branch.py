@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from ptmq.export.blocks import blocks_of
 from ptmq.export.frozen import Frozen, FrozenLayer, FrozenQuantizer, Grid
 from ptmq.export.nodes import Nodes
 from ptmq.export.skeleton import DOMAIN, LAYER
@@ -23,6 +24,7 @@ MOVING = (
 )
 MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LARGEST = 255
+Attributes = dict[str, list[int] | int | str]  # of a convolution, in ONNX's words
 UNPREPARED = "the model was not calibrated with target: onnx"
 
 
@@ -53,12 +55,14 @@ class Branch:
     def __init__(self, nodes: Nodes, parts: Frozen, layers: Mapping[str, GridLayer], packed: bool, target: str):
         self.nodes, self.parts, self.layers, self.packed, self.target = nodes, parts, layers, packed, target
         self.values: dict[str, Value] = {}
+        self.shapes: dict[str, list[int]] = {}  # of the skeleton's tensors, 0 for the batch
         self.floats: list[Float] = []
         self.integer = 0  # layers and products that integer kernels compute
 
     def write(self, graph: onnx.GraphProto, images: str) -> str:
         """Append the nodes of a skeleton that reads `images`; returns the name of the logits."""
         self.values[graph.input[0].name] = Value(numbers=images)
+        self.shapes = {v.name: [dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in graph.value_info}
         known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.values |= {name: Value(numbers=self.nodes.constants.add(value)) for name, value in known.items()}
         for node in graph.node:
@@ -108,18 +112,27 @@ class Branch:
         nodes, how = self.nodes, convolution_attributes(part)
         why = part.why_float or self.missing(part, before)
         if not why:
-            weight = self.weight(name, part, axis=0)
+            weight, x, how = self.integers(name, part, before, how)
             bias = []
             if part.bias_codes is not None:
                 bias = [nodes("DequantizeLinear", array(part.bias_codes), array(part.bias_scale), axis=0)]
             self.integer += 1
         else:
             self.floats.append(Float(name, why))
-            weight = full_weight(nodes, self.layers[name], part, self.packed)
+            weight, x = full_weight(nodes, self.layers[name], part, self.packed), self.spelt_out(before)
             full = part.full_bias()
             bias = [] if full is None else [nodes.constants.add(array(full))]
-        x = self.spelt_out(before) if why else self.numbers(before)
         return nodes("Conv", x, weight, *bias, name=name, **how)
+
+    def integers(self, name: str, part: FrozenLayer, before: str, how: Attributes) -> tuple[str, str, Attributes]:
+        """Weight and input of an integer convolution, and how it moves: over pixels, or over blocks of them."""
+        codes = signed_codes(self.nodes, self.layers[name], part, self.packed)
+        blocks = blocks_of(part, self.shapes.get(before, ()))
+        if blocks is None:
+            return self.scaled(codes, part), self.numbers(before), how
+        value, weight = self.values[before], blocks.weight(self.nodes, codes, self.layers[name].weight.shape)
+        x = self.dequantized(Value(blocks.images(self.nodes, value.codes), value.grid))
+        return self.scaled(weight, part), x, how | blocks.attributes()
 
     def missing(self, part: FrozenLayer, before: str) -> str:
         """Why a convolution is no integer kernel's; empty where it is one's."""
@@ -149,11 +162,14 @@ class Branch:
         return out if bias is None else nodes("Add", out, array(bias))
 
     def weight(self, name: str, part: FrozenLayer, axis: int) -> str:
-        """An integer weight, dequantized; axis 1: (in, out)."""
-        nodes = self.nodes
-        codes = signed_codes(nodes, self.layers[name], part, self.packed, transposed=axis == 1)
+        """The integer weight of a linear layer, dequantized; axis 1: (in, out)."""
+        codes = signed_codes(self.nodes, self.layers[name], part, self.packed, transposed=axis == 1)
+        return self.scaled(codes, part, axis)
+
+    def scaled(self, codes: str, part: FrozenLayer, axis: int = 0) -> str:
+        """A weight's codes, dequantized along the axis of its output channels."""
         zeros = np.zeros(len(part.scale), dtype=np.int8)  # without them, onnxruntime leaves a Gemm in floating point
-        return nodes("DequantizeLinear", codes, array(part.scale), zeros, axis=axis)
+        return self.nodes("DequantizeLinear", codes, array(part.scale), zeros, axis=axis)
 
     def move(self, node: onnx.NodeProto) -> None:
         """What moves codes as it would move numbers."""
@@ -197,10 +213,13 @@ class Branch:
             return ""
         value = self.values[name]
         if not value.numbers:
-            assert value.grid is not None
-            grid = array(value.grid.step), np.uint8(value.grid.zero)
-            value.numbers = self.nodes("DequantizeLinear", value.codes, *grid)
+            value.numbers = self.dequantized(value)
         return value.numbers
+
+    def dequantized(self, value: Value) -> str:
+        """The numbers of codes on a grid."""
+        assert value.grid is not None
+        return self.nodes("DequantizeLinear", value.codes, array(value.grid.step), np.uint8(value.grid.zero))
 
     def spelt_out(self, name: str) -> str:
         """A tensor's numbers for a layer in floating point, without a DequantizeLinear.
@@ -222,10 +241,10 @@ def _with_zeros(node: onnx.NodeProto, known: Mapping[str, np.ndarray]) -> bool:
     return mode in ([], [b"constant"]) and (not value or (value in known and not known[value].any()))
 
 
-def convolution_attributes(part: FrozenLayer) -> dict[str, list[int] | int | str]:
+def convolution_attributes(part: FrozenLayer) -> Attributes:
     """How a convolution moves over its input, in ONNX's words."""
     moves = part.moves
-    how: dict[str, list[int] | int | str] = {
+    how: Attributes = {
         "strides": list(moves["stride"]), "dilations": list(moves["dilation"]), "group": moves["groups"],
     }  # fmt: skip
     padding = moves["padding"]
