@@ -1,8 +1,8 @@
 """A convolution of an image that moves by two pixels, computed on blocks of 2 x 2 pixels, by which it moves by one.
 
 Integer kernels copy the channels of a pixel for every weight of the kernel that meets it, and an image has three. A
-block has twelve, and a quarter of the weights meet it. Products and sums stay the same: where the kernel of blocks is
-wider than that of pixels it is zero.
+block has twelve, and fewer weights meet it. Products and sums stay the same: where the kernel of blocks is wider than
+that of pixels it is zero.
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,14 @@ from ptmq.export.frozen import FrozenLayer
 from ptmq.export.nodes import Nodes, int64
 
 PIXELS = 2  # of a side of a block
-FEW = 4  # input channels up to which it pays
+FEW = 3  # input channels up to which it pays
+EACH = [(row, column) for row in range(PIXELS) for column in range(PIXELS)]  # the pixels of a block
+LAST = 2**31 - 1  # of a dimension: all of it
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A square kernel of `kernel` pixels with zeros around it, as one of `size` blocks of which `before` lie before."""
+    """A square kernel of `kernel` pixels as one of `size` blocks, `before` of which lie before that of the output."""
 
     kernel: int
     before: int
@@ -37,9 +39,13 @@ class Blocks:
         pads = [self.before] * 2 + [self.size - 1 - self.before] * 2
         return {"strides": [1, 1], "dilations": [1, 1], "pads": pads}
 
-    def images(self, nodes: Nodes, codes: str) -> str:
-        """(batch, channels, height, width) -> (batch, 4 * channels, height / 2, width / 2)."""
-        return nodes("SpaceToDepth", codes, blocksize=PIXELS)
+    def channels(self, nodes: Nodes, codes: str) -> str:
+        """(batch, channels, height, width) -> (batch, 4 * channels, height / 2, width / 2).
+
+        That is SpaceToDepth, whose kernel for bytes onnxruntime has had since 1.28 alone.
+        """
+        ends, axes, steps = int64(LAST, LAST), int64(2, 3), int64(PIXELS, PIXELS)
+        return nodes("Concat", *(nodes("Slice", codes, int64(*start), ends, axes, steps) for start in EACH), axis=1)
 
     def weight(self, nodes: Nodes, codes: str, shape: Sequence[int]) -> str:
         """Codes (out, in, kernel, kernel), of which 0 is a zero, as those of the blocks; made while a file loads."""
@@ -47,19 +53,22 @@ class Blocks:
         behind = PIXELS * size - self.lead - self.kernel
         padded = nodes("Pad", codes, int64(0, 0, self.lead, self.lead, 0, 0, behind, behind))
         split = nodes("Reshape", padded, int64(out, channels, size, PIXELS, size, PIXELS))
-        moved = nodes("Transpose", split, perm=[0, 3, 5, 1, 2, 4])  # as SpaceToDepth orders the channels
+        moved = nodes("Transpose", split, perm=[0, 3, 5, 1, 2, 4])  # in the order of `channels`
         return nodes("Reshape", moved, int64(out, PIXELS**2 * channels, size, size))
 
 
 def blocks_of(part: FrozenLayer, shape: Sequence[int]) -> Blocks | None:
-    """The blocks of a convolution of a tensor of this shape, which may be unknown; None for one that stays as it is."""
+    """The blocks of a convolution of a tensor of this shape; None for one that stays as it is.
+
+    It has an odd square kernel in the middle of its padding, moves by two pixels, and reads few channels, all of them,
+    of a tensor of known and even height and width. shape: (0, channels, height, width), or what is known of it.
+    """
     assert part.codes is not None
-    _, channels, *kernel = part.codes.shape
-    size, moves = kernel[0], part.moves
-    square = part.kind == "Conv2d" and kernel[1] == size and size % PIXELS == 1
-    plain = square and moves["groups"] == 1 and channels <= FEW and tuple(moves["dilation"]) == (1, 1)
-    if not plain or tuple(moves["stride"]) != (PIXELS, PIXELS) or tuple(moves["padding"]) != (size // 2, size // 2):
+    (_, channels, *kernel), moves = part.codes.shape, part.moves
+    middle = kernel[0] // 2
+    expected = {"stride": (PIXELS, PIXELS), "padding": (middle, middle), "dilation": (1, 1), "groups": 1}
+    if part.kind != "Conv2d" or kernel != [2 * middle + 1] * 2 or moves != expected or channels > FEW:
         return None
     if len(shape) != 4 or not all(side and side % PIXELS == 0 for side in shape[2:]):
         return None
-    return Blocks(size, -(-(size // 2) // PIXELS))
+    return Blocks(kernel[0], -(-middle // PIXELS))

@@ -131,21 +131,27 @@ class Branch:
         if blocks is None:
             return self.scaled(codes, part), self.numbers(before), how
         value, weight = self.values[before], blocks.weight(self.nodes, codes, self.layers[name].weight.shape)
-        x = self.dequantized(Value(blocks.images(self.nodes, value.codes), value.grid))
+        x = self.dequantized(Value(blocks.channels(self.nodes, value.codes), value.grid))
         return self.scaled(weight, part), x, how | blocks.attributes()
 
     def missing(self, part: FrozenLayer, before: str) -> str:
         """Why a convolution is no integer kernel's; empty where it is one's."""
-        if not self.values[before].codes:
-            return "what enters it is in floating point"
-        if part.bias_scale is not None and part.codes is not None:
+        if why := self.unquantized(part, before):
+            return why
+        if part.bias_scale is not None:
             return ""
         return UNPREPARED if self.target == "none" else "what it gives is not quantized"
+
+    def unquantized(self, part: FrozenLayer, before: str) -> str:
+        """Which of a layer's factors is in floating point; empty where none is."""
+        if not self.values[before].codes:
+            return "what enters it is in floating point"
+        return "its weight is in floating point" if part.codes is None else ""
 
     def linear(self, name: str, part: FrozenLayer, before: str, dims: int) -> str:
         """A linear layer: its sum is of integers, its bias in floating point."""
         nodes = self.nodes
-        why = part.why_float or ("" if self.values[before].codes else "what enters it is in floating point")
+        why = part.why_float or self.unquantized(part, before)
         if why:
             self.floats.append(Float(name, why))
             weight = full_weight(nodes, self.layers[name], part, self.packed)

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto as Tensor
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 
 class Constants:
     """The initializers of a file: equal arrays are one."""
 
     def __init__(self) -> None:
-        self.tensors: list[onnx.TensorProto] = []
+        self.tensors: list[TensorProto] = []
         self._names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def add(self, array: np.ndarray | np.generic) -> str:
@@ -27,7 +26,7 @@ class Constants:
             self.tensors.append(numpy_helper.from_array(array.copy(), self._names[key]))
         return self._names[key]
 
-    def placed(self, lists: Sequence[list[onnx.NodeProto]]) -> tuple[list[Tensor], list[list[Tensor]]]:
+    def placed(self, lists: Sequence[list[onnx.NodeProto]]) -> tuple[list[TensorProto], list[list[TensorProto]]]:
         """Those that no list of nodes has to itself, and each list's own.
 
         In onnxruntime, a subgraph takes time at every call for each constant that it reads from outside, so its own lie

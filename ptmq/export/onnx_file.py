@@ -55,11 +55,11 @@ def export_onnx(
     """Write a calibrated model as an ONNX file that runs as integers.
 
     width: such as 'W4A4'; None for all of the model's widths in one file, with an input `bits` beside `images`: a
-    scalar int64 that selects the width of this call. Its values are the weight bits, or 10 * weight bits + activation
-    bits where two widths share those; the file's metadata list them · normalization: (mean, std), one number a channel,
-    in 0..1, of what the network was trained with: images are then uint8, (batch, channels, height, width), else
-    float32, prepared as the network wants them. What runs as integers was calibrated with target='onnx'; the rest is
-    listed in what is returned. Raises InputError for what cannot be exported.
+    scalar int64 that selects the width of this call. Its values are those of `keys_of`: the weight bits, or where two
+    widths share those the digits of both; the file's metadata list them · normalization: (mean, std), one number a
+    channel, in 0..1, of what the network was trained with: images are then uint8, (batch, channels, height, width),
+    else float32, prepared as the network wants them. What runs as integers was calibrated with target='onnx'; the rest
+    is listed in what is returned. Raises InputError for what cannot be exported.
     """
     if find_spec("onnx") is None or find_spec("onnxscript") is None:
         raise InputError("writing ONNX needs onnx and onnxscript. Install them: pip install 'ptmq-suite[onnx]'.")
@@ -90,13 +90,18 @@ def _told(path: Path) -> Iterator[None]:
 def keys_of(widths: Sequence[BitWidth]) -> dict[int, str]:
     """The values of the input `bits`, and what they select: weight bits where these tell the widths apart.
 
+    Else the digits of both, two for the activation bits where one of them has two.
+
     >>> keys_of([BitWidth(3, 3), BitWidth(4, 4)])
     {3: 'W3A3', 4: 'W4A4'}
     >>> keys_of([BitWidth(4, 6), BitWidth(4, 8)])
     {46: 'W4A6', 48: 'W4A8'}
+    >>> keys_of([BitWidth(4, 4), BitWidth(4, 32)])
+    {404: 'W4A4', 432: 'W4A32'}
     """
     unique = len({width.weight for width in widths}) == len(widths)
-    return {width.weight if unique else 10 * width.weight + width.activation: str(width) for width in widths}
+    place = 10 if all(width.activation < 10 for width in widths) else 100
+    return {width.weight if unique else place * width.weight + width.activation: str(width) for width in widths}
 
 
 def _chosen(model: MultiBitModel, width: str | BitWidth) -> BitWidth:
@@ -136,14 +141,14 @@ def _proto(
     kind = TensorProto.FLOAT if normalization is None else TensorProto.UINT8
     inputs = [helper.make_tensor_value_info(IMAGES, kind, _dims(batch))]
     classes = _dims(graph.output[0].type.tensor_type.shape)
-    shared = constants.tensors
+    initializers = constants.tensors
     if selected:
         inputs.append(helper.make_tensor_value_info(BITS, TensorProto.INT64, []))
-        shared = switch(outer, dict(zip(keys_of(widths), written, strict=True)), classes)
+        initializers = switch(outer, dict(zip(keys_of(widths), written, strict=True)), classes)
     else:
         named(outer, written[0][1])
     output = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, classes)
-    main = helper.make_graph(outer.nodes, "ptmq", inputs, [output], shared)
+    main = helper.make_graph(outer.nodes, "ptmq", inputs, [output], initializers)
     proto = helper.make_model(main, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR, producer_name="ptmq")
     described = {"widths": keys_of(widths), "float": [list(row) for row in floats], "network": name}
     helper.set_model_props(proto, {f"{KEY}.{key}": json.dumps(value) for key, value in described.items()})
@@ -175,7 +180,7 @@ def switch(outer: Any, branches: Mapping[int, tuple[Any, str]], classes: Sequenc
     """A tree of Ifs on `bits`, whose leaves are branches; it gives the logits. Another value than a key is an error.
 
     A Gather fails there: its name is the sentence that onnxruntime tells. A tree, as every If takes time in a call.
-    branches: the nodes, and the name of what they give, by key. Returns the constants that are no branch's own.
+    branches: the nodes, and the name of what they give, by key. Returns the constants that lie in no branch.
     """
     from onnx import TensorProto, helper
 

@@ -191,6 +191,25 @@ def test_widths_that_share_weight_bits_have_values_of_their_own(folder):
         assert agrees(deployed(IMAGES.numpy(), str(width)), simulated(model, width))
 
 
+def test_floating_point_activations_beside_others_keep_values_of_their_own(folder):
+    widths = "W4A4", "W4A32", "W7A2"
+    model = calibrated("nearest_mse", widths=widths)
+    done = ptmq.export_onnx(model, folder / "floats.onnx")
+    assert sorted(done.widths.items()) == [(404, "W4A4"), (432, "W4A32"), (702, "W7A2")]
+    deployed = Deployed(done.path)
+    for width in model.widths:
+        assert agrees(deployed(IMAGES.numpy(), str(width)), simulated(model, width))
+
+
+def test_widths_of_activations_alone(folder):
+    model = calibrated("nearest_mse", widths=("W32A8",))
+    done = ptmq.export_onnx(model, folder / "activations.onnx")
+    assert done.integer == 0 and set(done.floats) == {
+        (layer, "its weight is in floating point") for layer, _ in done.floats
+    }
+    assert agrees(Deployed(done.path)(IMAGES.numpy(), "W32A8"), simulated(model, model.widths[0]))
+
+
 def test_widths_of_weights_alone(folder):
     model = calibrated("nearest_mse", widths=("W4A32",))
     done = ptmq.export_onnx(model, folder / "weights.onnx")
