@@ -116,9 +116,9 @@ def _proto(
     """The file's content, how many layers are integer, and what is not."""
     from onnx import TensorProto, helper
 
-    from ptmq.export.branch import Branch
     from ptmq.export.frozen import frozen
-    from ptmq.export.nodes import Constants, Nodes
+    from ptmq.export.graph.branch import Branch
+    from ptmq.export.graph.nodes import Constants, Nodes
 
     name = (model.description or {}).get("network", "the network")
     constants = Constants()

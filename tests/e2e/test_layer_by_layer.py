@@ -13,8 +13,8 @@ import torch
 from torchvision.models import mobilenet_v2
 
 import ptmq
-from ptmq.export.branch import Branch
 from ptmq.export.frozen import FrozenQuantizer, simulate
+from ptmq.export.graph.branch import Branch
 from ptmq.export.session import open_session
 
 FEW = 1e-3  # share of integers that may differ: values between two steps

@@ -13,9 +13,9 @@ from ptmq.cli import main
 from ptmq.common.errors import InputError
 from ptmq.export import onnx_file, skeleton
 from ptmq.export.frozen import FrozenLayer, simulate
-from ptmq.export.nodes import Constants, Nodes
+from ptmq.export.graph.nodes import Constants, Nodes
+from ptmq.export.graph.stored import signed_codes
 from ptmq.export.session import Deployed, open_session, operators
-from ptmq.export.stored import signed_codes
 from ptmq.methods.interface import create
 from ptmq.network.layers import QuantizedLayer
 from ptmq.quantization.weight_quantizer import TIES, NestedWeightQuantizer

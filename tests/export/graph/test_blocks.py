@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import ptmq
-from ptmq.export import branch
 from ptmq.export.frozen import simulate
+from ptmq.export.graph import branch
 from ptmq.export.session import Deployed, open_session, operators
 from tests.toys import random_network
 

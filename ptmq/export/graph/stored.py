@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ptmq.common.bits import FP
 from ptmq.export.frozen import FrozenLayer
-from ptmq.export.nodes import Nodes, int32, int64
+from ptmq.export.graph.nodes import Nodes, int32, int64
 from ptmq.network.layers import GridLayer
 from ptmq.quantization.step_size import PARENT_BITS
 from ptmq.quantization.weight_quantizer import NestedWeightQuantizer, pack_bits

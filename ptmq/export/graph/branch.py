@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ptmq.export.blocks import blocks_of
 from ptmq.export.frozen import Frozen, FrozenLayer, FrozenQuantizer, Grid
-from ptmq.export.nodes import Nodes
+from ptmq.export.graph.blocks import blocks_of
+from ptmq.export.graph.nodes import Nodes
+from ptmq.export.graph.stored import array, full_weight, signed_codes
 from ptmq.export.skeleton import DOMAIN, LAYER
-from ptmq.export.stored import array, full_weight, signed_codes
 from ptmq.network.layers import GridLayer
 
 MOVING = (

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptmq.export.frozen import FrozenLayer
-from ptmq.export.nodes import Nodes, int64
+from ptmq.export.graph.nodes import Nodes, int64
 
 PIXELS = 2  # of a side of a block
 FEW = 3  # input channels up to which it pays
