@@ -24,7 +24,7 @@ ABLATIONS = {
     "rounding": ("ptmq", "the initial V, and R shared or not"),
     "budget": ("ptmq", "iterations and calibration images"),
     "correction": ("nested", "what is corrected, and whether it is matched or learned"),
-    "grid": ("nested", "one grid or one a width, and where ties go"),
+    "grid": ("nested", "one grid, or one a width"),
     "learned": ("nested", "the widths whose rounding is learned, where it is stored, and how widths are drawn"),
 }
 CHOSEN = {
