@@ -15,6 +15,7 @@ PIXELS = 2  # of a side of a block
 FEW = 3  # input channels up to which it pays
 EACH = [(row, column) for row in range(PIXELS) for column in range(PIXELS)]  # the pixels of a block
 LAST = 2**31 - 1  # of a dimension: all of it
+Attributes = dict[str, list[int] | int | str]  # of a convolution, in ONNX's words
 
 
 @dataclass(frozen=True)
@@ -22,19 +23,23 @@ class Blocks:
     """A square kernel of `kernel` pixels as one of `size` blocks, `before` of which lie before that of the output."""
 
     kernel: int
-    before: int
+
+    @property
+    def before(self) -> int:
+        """Blocks that hold the pixels in front of the middle one."""
+        return -(-(self.kernel // 2) // PIXELS)
 
     @property
     def lead(self) -> int:
         """Pixels of zeros in front of the kernel."""
-        return PIXELS * self.before - (self.kernel - 1) // 2
+        return PIXELS * self.before - self.kernel // 2
 
     @property
     def size(self) -> int:
         """Blocks that the kernel meets, along a side."""
         return -(-(self.lead + self.kernel) // PIXELS)
 
-    def attributes(self) -> dict[str, list[int] | int | str]:
+    def attributes(self) -> Attributes:
         """How it moves over the blocks, in ONNX's words."""
         pads = [self.before] * 2 + [self.size - 1 - self.before] * 2
         return {"strides": [1, 1], "dilations": [1, 1], "pads": pads}
@@ -42,7 +47,7 @@ class Blocks:
     def channels(self, nodes: Nodes, codes: str) -> str:
         """(batch, channels, height, width) -> (batch, 4 * channels, height / 2, width / 2).
 
-        That is SpaceToDepth, whose kernel for bytes onnxruntime has had since 1.28 alone.
+        It is SpaceToDepth, which onnxruntime before 1.28 cannot compute on bytes.
         """
         ends, axes, steps = int64(LAST, LAST), int64(2, 3), int64(PIXELS, PIXELS)
         return nodes("Concat", *(nodes("Slice", codes, int64(*start), ends, axes, steps) for start in EACH), axis=1)
@@ -71,4 +76,4 @@ def blocks_of(part: FrozenLayer, shape: Sequence[int]) -> Blocks | None:
         return None
     if len(shape) != 4 or not all(side and side % PIXELS == 0 for side in shape[2:]):
         return None
-    return Blocks(kernel[0], -(-middle // PIXELS))
+    return Blocks(kernel[0])

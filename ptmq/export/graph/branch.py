@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ptmq.export.frozen import Frozen, FrozenLayer, FrozenQuantizer, Grid
-from ptmq.export.graph.blocks import blocks_of
+from ptmq.export.graph.blocks import Attributes, blocks_of
 from ptmq.export.graph.nodes import Nodes
 from ptmq.export.graph.stored import array, full_weight, signed_codes
 from ptmq.export.skeleton import DOMAIN, LAYER
@@ -24,7 +24,6 @@ MOVING = (
 )
 MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LARGEST = 255
-Attributes = dict[str, list[int] | int | str]  # of a convolution, in ONNX's words
 UNPREPARED = "the model was not calibrated with target: onnx"
 
 
