@@ -375,7 +375,7 @@ def benchmark(args: argparse.Namespace) -> None:
     """Measure one case; write its record."""
     from ptmq.common.device import open_device
     from ptmq.common.files import write_json
-    from ptmq.suite.bench import lines, measure
+    from ptmq.suite.bench.cases import lines, measure
 
     require(args.repeats >= 1, "--repeats", "at least 1", args.repeats)
     result = measure(args.case, args.repeats, open_device(args.device, args.threads))

@@ -8,7 +8,7 @@ from ptmq.methods.interface import create
 from ptmq.models.zoo import BACKBONES
 from ptmq.network.model import MultiBitModel
 from ptmq.network.place import QuantizationSpec
-from ptmq.suite.bench import SHAPES
+from ptmq.suite.bench.networks import SHAPES
 from tests.network.test_backbones import LARGE, check_coverage
 from tests.toys import is_hard, logits, random_network
 

@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from ptmq.suite.bench import CASES
+from ptmq.suite.bench.cases import CASES
 from tests.projects import QUICK, copy_of_results, copy_of_the_project, planned, snakemake
 
 TABLE = "results/digits/tables/accuracy.md"

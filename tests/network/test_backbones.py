@@ -9,7 +9,7 @@ from ptmq.network.layers import QuantizedLayer
 from ptmq.network.model import MultiBitModel
 from ptmq.network.place import QuantizationSpec
 from ptmq.quantization.activation_quantizer import ActivationQuantizer
-from ptmq.suite.bench import SHAPES
+from ptmq.suite.bench.networks import SHAPES
 from ptmq.suite.mixed_precision import bit_operations
 from tests.toys import W4, random_network, with_random_norms
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from ptmq.cli import main
-from ptmq.suite import bench
+from ptmq.suite.bench import blocks, calibrations, models
+from ptmq.suite.bench.cases import lines
+from ptmq.suite.bench.networks import GROUPS
 from tests.toys import CPU
 
 
@@ -19,19 +21,19 @@ def test_a_switch_is_measured_with_and_without_preparation(tmp_path):
 
 
 def test_a_block_is_measured_beside_its_plain_passes():
-    unit, features = bench.block_of("resnet20-stage3", CPU)
+    unit, features = blocks.block_of("resnet20-stage3", CPU)
     assert unit.name == "layer3.1" and features.fp.shape[1:] == (64, 8, 8)
-    runs = [bench.plain_passes(unit, features, 4, 1), bench.Iterations(unit, features, "ptmq")]
-    plain, learned = (min(taken) for taken in bench.interleaved(runs, 3, CPU))
+    runs = [blocks.plain_passes(unit, features, 4, 1), blocks.Iterations(unit, features, "ptmq")]
+    plain, learned = (min(taken) for taken in blocks.interleaved(runs, 3, CPU))
     assert 0 < plain < learned, "three widths forward and backward against one"
     assert not any(layer.weight.requires_grad or layer.weight.grad is not None for layer in unit.layers)
-    shares = bench.operators(runs[1], CPU)
+    shares = blocks.operators(runs[1], CPU)
     assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)
 
 
 def test_iterations_of_two_methods_share_a_block():
-    unit, features = bench.block_of("resnet20-stage3", CPU)
-    first, second = (bench.Iterations(unit, features, name) for name in ("qdrop", "ptmq"))
+    unit, features = blocks.block_of("resnet20-stage3", CPU)
+    first, second = (blocks.Iterations(unit, features, name) for name in ("qdrop", "ptmq"))
     before = [parameter.clone() for parameter in first.relaxations[0].parameters()]
     second()
     assert all(torch.equal(p, b) for p, b in zip(first.relaxations[0].parameters(), before, strict=True))
@@ -40,10 +42,19 @@ def test_iterations_of_two_methods_share_a_block():
 
 
 def test_files_of_a_network_are_measured_beside_fp32(monkeypatch):
-    monkeypatch.setattr(bench, "EXPORT_BATCHES", (1, 2))
-    record = bench.exported("onnx-digits_resnet", 2, CPU)
+    monkeypatch.setattr(models, "EXPORT_BATCHES", (1, 2))
+    record = models.exported("onnx-digits_resnet", 2, CPU)
     assert 0 < record["size"]["bytes"] < record["size"]["fp32_bytes"] and record["floats"] == []
-    columns = {"fp32", *map(str, bench.GROUPS.widths)}
+    columns = {"fp32", *map(str, GROUPS.widths)}
     assert {count: set(times) for count, times in record["latency"].items()} == {1: columns, 2: columns}
     assert all(0 < taken["low"] <= taken["median"] for times in record["latency"].values() for taken in times.values())
-    assert any(line.startswith("ms, batch 2") for line in bench.lines(record))
+    assert any(line.startswith("ms, batch 2") for line in lines(record))
+
+
+def test_hours_at_the_published_iterations_come_from_two_short_calibrations(monkeypatch):
+    monkeypatch.setattr(calibrations, "FEW_IMAGES", 8)
+    record = calibrations.whole("calibration-digits_resnet", 1, CPU)
+    line = {n: record["seconds_besides"] + n * record["seconds_an_iteration"] for n in (1, 5, record["iterations"])}
+    assert line == pytest.approx({**record["seconds"], record["iterations"]: 3600 * record["hours"]})
+    assert record["iterations"] == 20_000 and record["images"] == 8
+    assert any(text.startswith("hours") for text in lines(record))

@@ -11,6 +11,7 @@ BENCH_BLOCKS = [
     "mobilenet-inverted-residual",
     "deit-tiny-block",
 ]
+BENCH_CALIBRATIONS = ["calibration-resnet18", "calibration-vit_small_patch16_224"]
 BENCH_ONNX = [
     "onnx-resnet20",
     "onnx-shufflenetv2_x0_5",
@@ -21,7 +22,7 @@ BENCH_ONNX = [
 BENCH_RECORD = f"{BENCH}/records/{{threads}}/{{case}}.json"
 BENCH_OUTPUTS = expand(
     f"{BENCH}/tables/{{table}}.{{ext}}",
-    table=["iterations", "operators", "depth", "switching", "processes", "onnx"],
+    table=["iterations", "operators", "depth", "calibrations", "switching", "processes", "onnx"],
     ext=["csv", "html", "md", "tex"],
 ) + expand(f"{BENCH}/figures/bench.{{ext}}", ext=["pdf", "svg", "png"])
 
@@ -38,7 +39,7 @@ rule bench_case:
         cpu=ALL_CPUS,
         gpu=on_gpu(),
     params:
-        code=code_sha256("ptmq.suite.bench", "ptmq.methods.ptmq", "ptmq.methods.nested", "baselines.qdrop"),
+        code=code_sha256("ptmq.suite.bench.cases", "ptmq.methods.ptmq", "ptmq.methods.nested", "baselines.qdrop"),
         device=DEVICE,
     shell:
         logged(
@@ -50,7 +51,7 @@ rule bench_case:
 rule bench:
     input:
         blocks=expand(BENCH_RECORD, case=BENCH_BLOCKS, threads=BENCH_THREADS),
-        others=expand(BENCH_RECORD, case=["depth", "switching", "processes", *BENCH_ONNX], threads=1),
+        others=expand(BENCH_RECORD, case=["depth", *BENCH_CALIBRATIONS, "switching", "processes", *BENCH_ONNX], threads=1),
     output:
         report(BENCH_OUTPUTS, category="Speed", caption="../captions/bench.rst"),
     log:

@@ -3,7 +3,8 @@
     bench.py --out results/bench --records results/bench/records/1/resnet20-stage1.json ...
 
 tables: iterations.* (ratios to the plain passes), operators.* (where the time of a PTMQ iteration goes), depth.*
-(seconds of a whole calibration), switching.*, processes.*, onnx.* (size and speed of exported files) · figures: bench.*
+(seconds of a whole calibration), calibrations.* (hours at the published iterations), switching.*, processes.*, onnx.*
+(size and speed of exported files) · figures: bench.*
 """
 
 from collections.abc import Sequence
@@ -56,6 +57,16 @@ def depth(record: dict) -> pd.DataFrame:
     seconds = np.array(list(record["seconds"].values()))
     line = np.polyval(np.polyfit(layers, seconds, 1), layers)
     return pd.DataFrame({"layers": layers, "seconds": seconds, "straight line": line})
+
+
+def calibrations(records: list[dict]) -> pd.DataFrame:
+    """A row a network: what a calibration at the published iterations takes, worked out from two short ones."""
+    return pd.DataFrame([{
+        "network": record["backbone"], "on": setting(record), "images": record["images"],
+        "s an iteration of all blocks": f"{record['seconds_an_iteration']:.3g}",
+        "s besides": f"{record['seconds_besides']:.0f}", "iterations": f"{record['iterations']:,}",
+        "hours for them": f"{record['hours']:.1f}", "peak MiB": f"{record['peak_mb']:.0f}",
+    } for record in records])  # fmt: skip
 
 
 def onnx(records: list[dict]) -> pd.DataFrame:
@@ -124,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write(shares.round(1).rename_axis("block").reset_index(), tables / "operators", by=None)
     line = depth(deep)
     write(line.round(1), tables / "depth", by=None)
+    write(calibrations([record for record in records if "hours" in record]), tables / "calibrations", by=None)
     write(pd.DataFrame([{
         "ms a switch, prepared": f"{switching['prepared_ms']:.3f}",
         "ms a switch, not prepared": f"{switching['unprepared_ms']:.1f}",

@@ -1,51 +1,34 @@
-"""The benchmark: what an iteration of learning costs beside the plain passes that it contains, and where the rest goes;
-how large exported files are and how fast they run.
-
-Every case is measured in one process and gives one record; networks have random weights and random images. Times that
-are compared are taken in turn, so that they share whatever else the machine does: read ratios, not milliseconds.
-"""
+"""What an iteration of learning costs beside the plain passes that it contains, and where the rest goes."""
 
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ptmq.api import calibrate
-from ptmq.common import provenance
-from ptmq.common.bits import FULL_PRECISION, BitGroups, BitWidth
-from ptmq.common.device import keep_freed_memory, memory_format
-from ptmq.common.errors import one_of
-from ptmq.export.onnx_file import export_onnx
-from ptmq.export.session import Deployed, open_session
-from ptmq.export.skeleton import IMAGES
+from ptmq.common.bits import FULL_PRECISION, BitWidth
+from ptmq.common.device import keep_freed_memory
 from ptmq.methods.interface import create
 from ptmq.methods.reconstruction import Reconstruction
-from ptmq.models.backbone import CNN_GROUPS, get_backbone
-from ptmq.models.definitions.cifar_resnet import CifarResNet
+from ptmq.models.backbone import get_backbone
 from ptmq.network.model import MultiBitModel, Unit
 from ptmq.network.place import QuantizationSpec
 from ptmq.reconstruction.engine import Learner, Random
 from ptmq.reconstruction.features import Features, propagate, take
 from ptmq.reconstruction.losses import distance
 from ptmq.reconstruction.settings import Execution
-from ptmq.suite import run_record
-from ptmq.suite.deploy.files import write_fp32
-from ptmq.suite.deploy.latency import has_vnni, in_turn, spreads
+from ptmq.suite.bench.networks import BUDGET, DRAWN, GROUPS, few, random_images, random_network
+from ptmq.suite.deploy.latency import in_turn
 
-GROUPS = BitGroups(*CNN_GROUPS.values())
-SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8), "imagenet": (3, 224, 224)}
 BLOCKS = {  # a block of each kind: backbone and unit
     "resnet20-stage1": ("resnet20", "layer1.1"),
     "resnet20-stage2": ("resnet20", "layer2.1"),
@@ -55,28 +38,9 @@ BLOCKS = {  # a block of each kind: backbone and unit
     "mobilenet-inverted-residual": ("mobilenet_v2", "features.3"),
     "deit-tiny-block": ("deit_tiny_patch16_224", "blocks.0"),
 }
-EXPORTED = ("resnet20", "shufflenetv2_x0_5", "resnet18", "mobilenet_v2", "vit_tiny_patch16_224")
-EXPORT_BATCHES, EXPORT_IMAGES = (1, 32), 8  # images a call; images of the calibration, which times do not depend on
-DRAWN = 64  # images from which an iteration draws its batch
-BUDGET = 20  # seconds
 PROFILED = 3  # iterations
-DEPTHS, DEPTH_ITERATIONS, DEPTH_IMAGES = (20, 32, 44, 56), 10, 128
-SWITCHES = 200
 PROCESS_ITERATIONS = 30
 BARRIER: Barrier  # in a process of a pool
-
-
-def random_images(name: str, count: int) -> torch.Tensor:
-    """Images of the size that the dataset has, (count, ...)."""
-    x = torch.randn(count, *SHAPES[name], generator=torch.Generator().manual_seed(0))
-    return x.contiguous(memory_format=memory_format(x))
-
-
-def random_network(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
-    """A network with random weights, always the same."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build().eval()
 
 
 def block_of(case: str, device: torch.device) -> tuple[Unit, Features]:
@@ -182,58 +146,6 @@ def block(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def few(repeats: int) -> int:
-    """How often something is measured that takes minutes, where iterations are measured `repeats` times."""
-    return max(1, repeats // 30)
-
-
-def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of a whole calibration against the depth of a CIFAR ResNet, in turn, the least of a few."""
-    method = create("ptmq", {"iterations": DEPTH_ITERATIONS}, GROUPS.widths, GROUPS)
-    blocks = get_backbone("resnet20").blocks
-    rounds = few(repeats)
-    images = random_images("cifar10", DEPTH_IMAGES).to(device)
-    seconds = dict.fromkeys(DEPTHS, float("inf"))
-    for _ in range(rounds):
-        for layers in DEPTHS:
-            network = random_network(partial(CifarResNet, layers))
-            model = MultiBitModel(network, QuantizationSpec(blocks, GROUPS.widths)).to(device)
-            start = time.perf_counter()
-            method.calibrate(model, images, 0)
-            seconds[layers] = min(seconds[layers], time.perf_counter() - start)
-    return {"iterations": DEPTH_ITERATIONS, "images": DEPTH_IMAGES, "seconds": seconds, "repeats": rounds}
-
-
-def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Median milliseconds of switching ResNet-20 to another width, with weights computed before and not."""
-    backbone = get_backbone("resnet20")
-    model = MultiBitModel(random_network(backbone.network), QuantizationSpec(backbone.blocks, GROUPS.widths)).to(device)
-    model.search_step_sizes(random_images("cifar10", DRAWN).to(device), "minmax")
-
-    def switch(number: int, prepared: bool) -> float:
-        width = model.widths[number % len(model.widths)]
-        if not prepared:
-            model.forget()
-        start = time.perf_counter()
-        model.set_bits(width.weight, width.activation)
-        if not prepared:
-            for layer in model.layers:
-                layer.weight_at(layer.bits)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return 1000 * (time.perf_counter() - start)
-
-    unprepared = statistics.median(switch(i, False) for i in range(SWITCHES))
-    model.prepare()
-    return {
-        "repeats": SWITCHES,
-        "prepared_ms": statistics.median(switch(i, True) for i in range(SWITCHES)),
-        "unprepared_ms": unprepared,
-        "prepared_mib": model.prepared_mib,
-        "fp_mib": sum(layer.weight.numel() * layer.weight.element_size() for layer in model.layers) / 2**20,
-    }
-
-
 def _share(barrier: Barrier) -> None:
     """Give a process of a pool the barrier at which all of them wait for each other."""
     global BARRIER
@@ -267,78 +179,3 @@ def processes(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
                     taken[name].append(sum(future.result() for future in each))
         rates[kind] = {name: statistics.median(values) for name, values in taken.items()}
     return {"iterations_a_second": rates, "repeats": rounds}
-
-
-def exported(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Bytes of one ONNX file of all widths and of the FP32 network's, and milliseconds of a call of each, in turn.
-
-    The model is one of `nested` that learns nothing; 8 bits a weight are stored, and the values of the weights decide
-    neither size nor speed.
-    """
-    name = case.removeprefix("onnx-")
-    backbone = get_backbone(name).complete()
-    network, x = random_network(backbone.network), random_images(backbone.dataset, max(EXPORT_BATCHES))
-    widths = [str(width) for width in GROUPS.widths]
-    few_images = x[:EXPORT_IMAGES]
-    model = calibrate(network, few_images, "nested", widths, target="onnx", iterations=0, device="cpu", progress=False)
-    with tempfile.TemporaryDirectory() as folder:
-        file, fp32 = Path(folder, "all.onnx"), Path(folder, "fp32.onnx")
-        done = export_onnx(model, file, normalization=(backbone.mean, backbone.std))
-        write_fp32(network, name, x.shape[1:], fp32)
-        size = {"bytes": done.bytes, "fp32_bytes": fp32.stat().st_size}
-        threads = torch.get_num_threads()
-        deployed, reference = Deployed(file, threads), open_session(fp32, threads)
-    latency, rounds = {}, {}
-    for count in EXPORT_BATCHES:
-        batch = x[:count].numpy()
-        pixels = np.zeros(batch.shape, dtype=np.uint8)
-        calls = {width: partial(deployed, pixels, width) for width in widths}
-        calls["fp32"] = partial(reference.run, None, {IMAGES: batch})
-        times = in_turn(list(calls.values()), repeats, budget=BUDGET)
-        latency[count] = spreads(calls, times)
-        rounds[count] = len(times[0])
-    return {
-        "backbone": name, "input": list(x.shape[1:]), "size": size, "latency": latency, "integer": done.integer,
-        "floats": [list(row) for row in done.floats], "vnni": has_vnni(), "repeats": rounds,
-    }  # fmt: skip
-
-
-CASES: dict[str, Callable[[str, int, torch.device], dict[str, Any]]] = {
-    **dict.fromkeys(BLOCKS, block),
-    "depth": depth,
-    "switching": switching,
-    "processes": processes,
-    **{f"onnx-{name}": exported for name in EXPORTED},
-}
-
-
-def measure(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
-    """The record of one case."""
-    one_of("--case", case, CASES)
-    if case == "processes" or case.startswith("onnx"):
-        device = torch.device("cpu")
-    result = CASES[case](case, repeats, device)
-    return {
-        "format": run_record.FORMAT,
-        "case": case,
-        **result,
-        "peak_mb": run_record.peak_mb(device),
-        "environment": run_record.environment(device),
-        "code_sha256": provenance.code_sha256("ptmq.suite.bench"),
-        "commit": provenance.commit(),
-    }
-
-
-def lines(result: dict[str, Any]) -> Iterator[str]:
-    """What a person reads of a record."""
-    for key in ("ms", "ratio", "seconds", "iterations_a_second"):
-        for name, value in result.get(key, {}).items():
-            yield f"{key.replace('_', ' '):16} {name!s:28} {value if isinstance(value, dict) else f'{value:.2f}'}"
-    for count, times in result.get("latency", {}).items():
-        for name, taken in times.items():
-            yield f"{f'ms, batch {count}':16} {name:28} {taken['median']:.2f}"
-    for name, count in result.get("size", {}).items():
-        yield f"{'size':16} {name:28} {count:,}"
-    for key in ("compile_seconds", "prepared_ms", "unprepared_ms", "prepared_mib", "peak_mb"):
-        if key in result:
-            yield f"{key.replace('_', ' '):16} {result[key]:.3f}"
