@@ -51,7 +51,9 @@ rule bench_case:
 rule bench:
     input:
         blocks=expand(BENCH_RECORD, case=BENCH_BLOCKS, threads=BENCH_THREADS),
-        others=expand(BENCH_RECORD, case=["depth", *BENCH_CALIBRATIONS, "switching", "processes", *BENCH_ONNX], threads=1),
+        others=expand(
+            BENCH_RECORD, case=["depth", *BENCH_CALIBRATIONS, "switching", "processes", *BENCH_ONNX], threads=1
+        ),
     output:
         report(BENCH_OUTPUTS, category="Speed", caption="../captions/bench.rst"),
     log:
