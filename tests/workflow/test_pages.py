@@ -229,6 +229,18 @@ def test_a_sentence_that_the_results_do_not_carry_is_named(published, function, 
     assert ("page.md:3: " in said) != carried
 
 
+def test_a_method_of_another_profile_is_paired_as_one_of_the_same(published):
+    """The profile that the other is taken from may be the same; then nothing changes."""
+    said = [checked(STATES.format("difference", other), published) or (published / "page.md").read_text()
+            for other in ("qdrop", "cifar10:qdrop")]  # fmt: skip
+    here, there = (re.search(r"W3A3 -->(.*)<!-- /= -->", text).group(1) for text in said)
+    assert here == there and "±" in here
+    elsewhere = STATES.replace("cifar10 resnet20 ptmq", "cifar10_ablations resnet20 ptmq/gd_none_mfm_none")
+    assert checked(elsewhere.format("difference", "cifar10:qdrop"), published) == ""
+    told = checked(elsewhere.format("difference", "cifar10:none_such"), published)
+    assert "needs none_such (cifar10:default) at W3A3" in told
+
+
 def test_what_is_wrong_does_not_keep_the_rest_from_being_filled_in(published):
     said = checked(STATES.format("lead", "qdrop") + NUMBER.format(""), published)
     assert "page.md:3:" in said and "it is not ahead" in said

@@ -6,8 +6,9 @@ A table stands between two lines:  <!-- begin: table cifar10/tables/cost.csv met
 A number stands in a sentence:     ... it reaches <!-- = top1 cifar10 resnet20 ptmq W3A3 -->88.2<!-- /= --> % ...
 
 The first word names a function of this file, the others are its arguments; one with spaces stands in quotation marks.
-`column=pattern|pattern` chooses rows, with * for anything. A method is `qdrop`, or `ptmq/gd_none` for a variant. No
-line of text begins with a marker: Markdown would take that line for HTML.
+`column=pattern|pattern` chooses rows, with * for anything. A method is `qdrop`, or `ptmq/gd_none` for a variant; one that
+is subtracted may be of another profile, `cifar10:qdrop`. No line of text begins with a marker: Markdown would take that
+line for HTML.
 
 `lead` and `undecided` also state something. Where the results do not carry it, the sentence is named and has to be
 written anew; without --check everything else is brought up to date.
@@ -83,10 +84,15 @@ class Published:
         return table
 
     def difference(self, profile: str, backbone: str, method: str, other: str, width: str) -> Estimate:
-        """Top-1 of the first method minus that of the second, in points."""
+        """Top-1 of the first method minus that of the second, in points; `profile:method` is of another profile."""
+        elsewhere, _, other = other.rpartition(":")
         (one, variant), (two, second) = with_variant(method), with_variant(other)
-        runs = Runs(self.runs(profile), backbone, self.folder / profile)
-        return runs.difference((one, width, variant), (two, width, second))
+        runs = self.runs(profile)
+        if elsewhere:
+            there = self.runs(elsewhere).query("method == @two and variant == @second")
+            second, file = f"{elsewhere}:{second}", f"../{elsewhere}/" + there.correct_file
+            runs = pd.concat([runs, there.assign(variant=second, correct_file=file)])
+        return Runs(runs, backbone, self.folder / profile).difference((one, width, variant), (two, width, second))
 
     def records(self, profile: str, backbone: str, method: str) -> list[dict]:
         """The records of a method that serves all widths at once, one a seed."""
