@@ -6,9 +6,9 @@ A table stands between two lines:  <!-- begin: table cifar10/tables/cost.csv met
 A number stands in a sentence:     ... it reaches <!-- = top1 cifar10 resnet20 ptmq W3A3 -->88.2<!-- /= --> % ...
 
 The first word names a function of this file, the others are its arguments; one with spaces stands in quotation marks.
-`column=pattern|pattern` chooses rows, with * for anything. A method is `qdrop`, or `ptmq/gd_none` for a variant; one that
-is subtracted may be of another profile, `cifar10:qdrop`. No line of text begins with a marker: Markdown would take that
-line for HTML.
+`column=pattern|pattern` chooses rows, with * for anything. A method is `qdrop`, or `ptmq/gd_none` for a variant; one
+that is subtracted may be of another profile, `cifar10:qdrop`. No line of text begins with a marker: Markdown would take
+that line for HTML.
 
 `lead` and `undecided` also state something. Where the results do not carry it, the sentence is named and has to be
 written anew; without --check everything else is brought up to date.
