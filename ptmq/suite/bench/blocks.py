@@ -20,13 +20,12 @@ from ptmq.common.device import keep_freed_memory
 from ptmq.methods.interface import create
 from ptmq.methods.reconstruction import Reconstruction
 from ptmq.models.backbone import get_backbone
-from ptmq.network.model import MultiBitModel, Unit
-from ptmq.network.place import QuantizationSpec
+from ptmq.network.model import Unit
 from ptmq.reconstruction.engine import Learner, Random
 from ptmq.reconstruction.features import Features, propagate, take
 from ptmq.reconstruction.losses import distance
 from ptmq.reconstruction.settings import Execution
-from ptmq.suite.bench.networks import BUDGET, DRAWN, GROUPS, few, random_images, random_network
+from ptmq.suite.bench.networks import BUDGET, DRAWN, GROUPS, few, random_images, random_model, wait
 from ptmq.suite.deploy.latency import in_turn
 
 BLOCKS = {  # a block of each kind: backbone and unit
@@ -47,7 +46,7 @@ def block_of(case: str, device: torch.device) -> tuple[Unit, Features]:
     """The block of a case with searched step sizes, and random features for it."""
     name, block = BLOCKS[case]
     backbone = get_backbone(name)
-    model = MultiBitModel(random_network(backbone.network), QuantizationSpec(backbone.blocks, GROUPS.widths)).to(device)
+    model = random_model(backbone.network, backbone.blocks, GROUPS.widths, device)
     x = random_images(backbone.dataset, DRAWN).to(device)
     before = [unit.name for unit in model.units].index(block)
     for unit in model.units[:before]:
@@ -98,9 +97,7 @@ class Iterations:
 
 def interleaved(functions: list[Callable[[], None]], repeats: int, device: torch.device) -> list[list[float]]:
     """Seconds of each function, run in turn: `repeats` of each, or a few in BUDGET seconds."""
-    if device.type == "cuda":
-        return in_turn(functions, repeats, partial(torch.cuda.synchronize, device), BUDGET)
-    return in_turn(functions, repeats, budget=BUDGET)
+    return in_turn(functions, repeats, partial(wait, device), BUDGET)
 
 
 def operators(iterate: Callable[[], None], device: torch.device) -> dict[str, float]:

@@ -7,17 +7,24 @@ from typing import Any
 import torch
 
 from ptmq.common.bits import BitGroups
-from ptmq.methods.interface import create
+from ptmq.methods.interface import Method, create
 from ptmq.models.backbone import get_backbone
 from ptmq.models.definitions.cifar_resnet import CifarResNet
 from ptmq.network.model import MultiBitModel
-from ptmq.network.place import QuantizationSpec
-from ptmq.suite.bench.networks import GROUPS, few, random_images, random_network
+from ptmq.suite.bench.networks import GROUPS, few, random_images, random_model, wait
 
 WHOLE = ("resnet18", "vit_small_patch16_224")
 PUBLISHED_ITERATIONS, PUBLISHED_IMAGES = 20_000, 1024  # of QDrop, on which PTMQ builds
 FEW_IMAGES = 64  # on a CPU
 DEPTHS, DEPTH_ITERATIONS, DEPTH_IMAGES = (20, 32, 44, 56), 10, 128
+
+
+def seconds_of(method: Method, model: MultiBitModel, images: torch.Tensor) -> float:
+    """Seconds of one calibration of the model."""
+    start = time.perf_counter()
+    method.calibrate(model, images, 0)
+    wait(images.device)
+    return time.perf_counter() - start
 
 
 def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -29,11 +36,8 @@ def depth(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     seconds = dict.fromkeys(DEPTHS, float("inf"))
     for _ in range(rounds):
         for layers in DEPTHS:
-            network = random_network(partial(CifarResNet, layers))
-            model = MultiBitModel(network, QuantizationSpec(blocks, GROUPS.widths)).to(device)
-            start = time.perf_counter()
-            method.calibrate(model, images, 0)
-            seconds[layers] = min(seconds[layers], time.perf_counter() - start)
+            model = random_model(partial(CifarResNet, layers), blocks, GROUPS.widths, device)
+            seconds[layers] = min(seconds[layers], seconds_of(method, model, images))
     return {"iterations": DEPTH_ITERATIONS, "images": DEPTH_IMAGES, "seconds": seconds, "repeats": rounds}
 
 
@@ -48,16 +52,12 @@ def whole(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     backbone = get_backbone(name)
     groups = BitGroups(*backbone.groups.values())
     count, short = (PUBLISHED_IMAGES, (20, 220)) if device.type == "cuda" else (FEW_IMAGES, (1, 5))
-    images = random_images(backbone.dataset, count)
+    images = random_images(backbone.dataset, count).to(device)
     seconds = {}
     for iterations in short:
-        network = random_network(backbone.network)
-        model = MultiBitModel(network, QuantizationSpec(backbone.blocks, groups.widths)).to(device)
-        start = time.perf_counter()
-        create("ptmq", {"iterations": iterations}, groups.widths, groups).calibrate(model, images.to(device), 0)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds[iterations] = time.perf_counter() - start
+        method = create("ptmq", {"iterations": iterations}, groups.widths, groups)
+        model = random_model(backbone.network, backbone.blocks, groups.widths, device)
+        seconds[iterations] = seconds_of(method, model, images)
     fewer, more = short
     iteration = (seconds[more] - seconds[fewer]) / (more - fewer)
     besides = seconds[fewer] - fewer * iteration

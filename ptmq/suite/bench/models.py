@@ -15,9 +15,7 @@ from ptmq.export.onnx_file import export_onnx
 from ptmq.export.session import Deployed, open_session
 from ptmq.export.skeleton import IMAGES
 from ptmq.models.backbone import get_backbone
-from ptmq.network.model import MultiBitModel
-from ptmq.network.place import QuantizationSpec
-from ptmq.suite.bench.networks import BUDGET, DRAWN, GROUPS, random_images, random_network
+from ptmq.suite.bench.networks import BUDGET, DRAWN, GROUPS, random_images, random_model, random_network, wait
 from ptmq.suite.deploy.files import write_fp32
 from ptmq.suite.deploy.latency import has_vnni, in_turn, spreads
 
@@ -29,7 +27,7 @@ SWITCHES = 200
 def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
     """Median milliseconds of switching ResNet-20 to another width, with weights computed before and not."""
     backbone = get_backbone("resnet20")
-    model = MultiBitModel(random_network(backbone.network), QuantizationSpec(backbone.blocks, GROUPS.widths)).to(device)
+    model = random_model(backbone.network, backbone.blocks, GROUPS.widths, device)
     model.search_step_sizes(random_images("cifar10", DRAWN).to(device), "minmax")
 
     def switch(number: int, prepared: bool) -> float:
@@ -41,8 +39,7 @@ def switching(case: str, repeats: int, device: torch.device) -> dict[str, Any]:
         if not prepared:
             for layer in model.layers:
                 layer.weight_at(layer.bits)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait(device)
         return 1000 * (time.perf_counter() - start)
 
     unprepared = statistics.median(switch(i, False) for i in range(SWITCHES))

@@ -1,12 +1,14 @@
 """What is measured: networks with random weights, random images of their size, and how often."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
-from ptmq.common.bits import BitGroups
+from ptmq.common.bits import BitGroups, BitWidth
 from ptmq.common.device import memory_format
 from ptmq.models.backbone import CNN_GROUPS
+from ptmq.network.model import MultiBitModel
+from ptmq.network.place import QuantizationSpec
 
 GROUPS = BitGroups(*CNN_GROUPS.values())
 SHAPES = {"cifar10": (3, 32, 32), "digits": (1, 8, 8), "imagenet": (3, 224, 224)}
@@ -25,6 +27,19 @@ def random_network(build: Callable[[], torch.nn.Module]) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return build().eval()
+
+
+def random_model(
+    build: Callable[[], torch.nn.Module], blocks: Sequence[str] | None, widths: Sequence[BitWidth], device: torch.device
+) -> MultiBitModel:
+    """A network with random weights and with quantizers, not calibrated."""
+    return MultiBitModel(random_network(build), QuantizationSpec(blocks, widths)).to(device)
+
+
+def wait(device: torch.device) -> None:
+    """Until what a GPU was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def few(repeats: int) -> int:
