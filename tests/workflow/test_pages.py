@@ -15,6 +15,7 @@ import yaml
 from plan import Plan
 
 from ptmq.cli import parser
+from ptmq.methods.interface import discover
 from ptmq.suite.profile import read_profile, validate
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +116,12 @@ def test_the_headline_table_compares_trained_networks():
     at = header.index("W8A8")
     assert 1 < len(rows) <= 9
     assert all(float(row[at].strip("*").split(" ")[0]) >= 85 for row in rows)
+
+
+def test_the_page_of_the_methods_has_every_method():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    rows = [row[0].strip("`") for row in tables(page) if row[0].startswith("`")]
+    assert sorted(rows) == sorted(set(discover()) - {"fp32"})
 
 
 @names(PAGES)
