@@ -66,9 +66,7 @@ def draw(axes, runs: pd.DataFrame, method: str) -> None:
     seeds = runs[runs.method == method].groupby("variant").seed.nunique()
     axes.set_yticks(range(len(variants)), [f"{v} (n = {seeds[v]})" for v in variants])
     axes.invert_yaxis()
-    axes.set_xlabel("top-1 minus the default's [points]")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,14 +88,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]).fillna("")  # fmt: skip
     note = note_of(runs.dataset)
     write(tables, args.root / "tables" / f"ablation_{args.name}", note=note)
-    height = max(2.5, 0.55 * runs.variant.nunique())
+    each = [runs[runs.backbone == backbone] for backbone in backbones]
+    lines = [mine[mine.method == args.method].variant.nunique() for mine in each]
     figure, panels = plt.subplots(
-        1, len(backbones), figsize=(7 * len(backbones), height), squeeze=False, layout="constrained"
-    )
-    for axes, backbone in zip(panels.flat, backbones, strict=True):
-        mine = runs[runs.backbone == backbone]
+        len(each), figsize=(8, 0.4 * sum(lines) + 0.6 * len(each)), sharex=True, squeeze=False, layout="constrained",
+        gridspec_kw={"height_ratios": lines},
+    )  # fmt: skip
+    for axes, backbone, mine in zip(panels.flat, backbones, each, strict=True):
         draw(axes, mine, args.method)
-        axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images")
+        axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images", fontsize="medium")
+    panels.flat[-1].set_xlabel("top-1 minus the default's [points]")
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
     save(figure, args.root / "figures" / f"ablation_{args.name}", note)
 
 

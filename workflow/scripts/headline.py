@@ -23,6 +23,7 @@ from tables import FOR_EACH_WIDTH, KEYS, cost, kind_of, method_order, note_of, r
 
 REFERENCE = "qdrop"
 LIMIT = -12  # points: what lies further below is drawn at the edge
+EVEN = 0.5  # points: the axis is linear so far from 0
 FINISHED = 5  # points below FP at the highest width, at most
 
 
@@ -55,8 +56,9 @@ def draw_differences(axes, runs: Runs, found: Sequence[dict[str, Estimate]]) -> 
                 forest.point(axes, line[width], row, number, LIMIT)
         forest.name(axes, width, number)
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_xscale("symlog", linthresh=0.5)
+    axes.set_xscale("symlog", linthresh=EVEN)
     axes.set_xlim(LIMIT * 1.15, 2)
+    axes.set_xlabel(f"even within ±{EVEN}, logarithmic beyond", fontsize="small")
     axes.set_xticks([-10, -3, -1, -0.3, 0, 0.3, 1], ["-10", "-3", "-1", "-0.3", "0", "0.3", "1"])
     axes.set_title(f"{runs.backbone}: minus QDrop [points]", fontsize="medium")
     axes.grid(axis="x", alpha=0.3)

@@ -113,7 +113,7 @@ def divergence(runs: pd.DataFrame) -> pd.DataFrame:
     done = with_width(runs[(runs.status == "done") & (runs.method != "fp32") & ~(runs.labels > 0)])
     widths = widths_of(done)
     table = done.pivot_table(index=KEYS, columns="width", values="kl", observed=True)
-    cells = table.reindex(columns=widths).map(lambda kl: "" if pd.isna(kl) else f"{kl:.4f}")
+    cells = table.reindex(columns=widths).map(lambda kl: "" if pd.isna(kl) else f"{kl:#.4g}")
     return ordered(cells.reset_index())
 
 
