@@ -1,5 +1,6 @@
 """Tables: what stands in which, in formats that a paper can compile and a page can show."""
 
+import json
 import re
 
 import pandas as pd
@@ -97,6 +98,19 @@ def test_published_rows_stand_beside_ones_own(results, tmp_path):
 def test_divergence_leaves_out_methods_that_train_with_labels(two_ways):
     table = two_ways.table("divergence")
     assert set(table.index) == {"qdrop", "ptmq"} and set(table["W3A3"]) == {"0.1000"}
+
+
+def test_small_divergences_keep_the_digits_of_their_ratio(tmp_path):
+    """At 8 bits KL is a thousandth, and pages say how many times another's it is."""
+    results = Results(tmp_path)
+    for method, kl in (("ptmq", 0.00186), ("nearest_mse", 0.00098)):
+        results.add(record(method, {"W8A8": 90.0}))
+        path = results.path(method)
+        made = json.loads(path.read_text())
+        made["results"][0]["kl"] = kl
+        path.write_text(json.dumps(made))
+    kls = results.table("divergence")["W8A8"].astype(float)
+    assert kls["ptmq"] / kls["nearest_mse"] == pytest.approx(0.00186 / 0.00098, rel=1e-3)
 
 
 # ---------------------------------------------------------------- LaTeX
