@@ -65,7 +65,7 @@ def draw(axes, runs: pd.DataFrame, method: str) -> None:
     axes.axvline(0, color="black", linewidth=1)
     seeds = runs[runs.method == method].groupby("variant").seed.nunique()
     axes.set_yticks(range(len(variants)), [f"{v} (n = {seeds[v]})" for v in variants])
-    axes.invert_yaxis()
+    axes.set_ylim(len(variants) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
 
 
