@@ -121,7 +121,7 @@ def test_the_headline_table_compares_trained_networks():
 def test_the_page_of_the_methods_has_every_method():
     page = (ROOT / "docs" / "methods.md").read_text()
     rows = [row[0].strip("`") for row in tables(page) if row[0].startswith("`")]
-    assert sorted(rows) == sorted(set(discover()) - {"fp32"})
+    assert sorted(rows) == sorted(discover())
 
 
 @names(PAGES)

@@ -52,10 +52,14 @@ def table_of(runs: pd.DataFrame, method: str, missing: list[str]) -> pd.DataFram
     return pd.DataFrame(rows).fillna("")
 
 
+def drawn(runs: pd.DataFrame, method: str) -> list[str]:
+    """The variants that have a row in the figure."""
+    return [variant for variant in runs[runs.method == method].variant.drop_duplicates() if variant != "default"]
+
+
 def draw(axes, runs: pd.DataFrame, method: str) -> None:
     """Change from the default at the lowest widths, a row a variant, with 95 % intervals."""
-    paired = Runs(runs, runs.backbone.iloc[0])
-    variants = [v for v in runs[runs.method == method].variant.drop_duplicates() if v != "default"]
+    paired, variants = Runs(runs, runs.backbone.iloc[0]), drawn(runs, method)
     for number, width in enumerate(widths_of(runs)[: forest.WIDTHS]):
         for row, variant in enumerate(variants):
             found = change(paired, method, variant, width)
@@ -65,7 +69,7 @@ def draw(axes, runs: pd.DataFrame, method: str) -> None:
     axes.axvline(0, color="black", linewidth=1)
     seeds = runs[runs.method == method].groupby("variant").seed.nunique()
     axes.set_yticks(range(len(variants)), [f"{v} (n = {seeds[v]})" for v in variants])
-    axes.set_ylim(len(variants) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(variants)) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -79,22 +83,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = with_width(pd.DataFrame([row for path in args.records for row in rows_of_record(path)]))
     (args.root / "tables").mkdir(parents=True, exist_ok=True)
-    backbones = list(runs.backbone.drop_duplicates())
+    each = dict(list(runs.groupby("backbone", sort=False)))
     missing = pd.DataFrame([NAME.fullmatch(name).groupdict() for name in args.missing], columns=KEYS).drop_duplicates(
         ["backbone", "variant"]
     )
     tables = pd.concat([
-        table_of(runs[runs.backbone == b], args.method, list(missing[missing.backbone == b].variant)) for b in backbones
+        table_of(mine, args.method, list(missing[missing.backbone == backbone].variant))
+        for backbone, mine in each.items()
     ]).fillna("")  # fmt: skip
     note = note_of(runs.dataset)
     write(tables, args.root / "tables" / f"ablation_{args.name}", note=note)
-    each = [runs[runs.backbone == backbone] for backbone in backbones]
-    lines = [mine[mine.method == args.method].variant.nunique() for mine in each]
+    lines = [1 + len(drawn(mine, args.method)) for mine in each.values()]
     figure, panels = plt.subplots(
         len(each), figsize=(8, 0.4 * sum(lines) + 0.6 * len(each)), sharex=True, squeeze=False, layout="constrained",
         gridspec_kw={"height_ratios": lines},
     )  # fmt: skip
-    for axes, backbone, mine in zip(panels.flat, backbones, each, strict=True):
+    for axes, (backbone, mine) in zip(panels.flat, each.items(), strict=True):
         draw(axes, mine, args.method)
         axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images", fontsize="medium")
     panels.flat[-1].set_xlabel("top-1 minus the default's [points]")
