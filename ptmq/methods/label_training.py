@@ -83,6 +83,7 @@ class TrainedMethod(Method):
                 self.losses,
                 task.resume.path and task.resume.path.with_suffix(".pt"),
                 self.rates(trainee),
+                task.execution.autocast,
             )
         task.resume.earlier += state.earlier
         iterations = schedule.epochs * (len(task.images) // schedule.batch_size)

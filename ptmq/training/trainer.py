@@ -111,15 +111,18 @@ def train(
     losses: Losses = cross_entropy,
     checkpoint: Path | None = None,
     rates: dict[nn.Parameter, float] | None = None,
+    autocast: bool = False,
 ) -> State:
     """Train `network` in place, on `device`; it ends in inference mode.
 
     checkpoint: written after every epoch; a later call continues from it · progress: called with the number of the
-    epoch that is done and its mean loss · rates: factors on the learning rate of some parameters.
+    epoch that is done and its mean loss · rates: factors on the learning rate of some parameters · autocast: learns in
+    bfloat16, on a CPU, too; on a GPU the schedule may ask for it.
     """
     require(training.batch_size <= len(images), "batch_size", f"at most the {len(images)} images", training.batch_size)
     network.to(device)
     state = State(network, training, seed, checkpoint, rates or {})
+    autocast = autocast or (training.amp and device.type == "cuda")
     per_epoch = len(images) // training.batch_size
     steps = training.epochs * per_epoch
     for epoch in range(len(state.curve), training.epochs):
@@ -134,7 +137,7 @@ def train(
                 x, y = images.batch(index)
                 x = augment(x, training.shift, training.flip, training.border, images.black, state.generator)
                 x = x.contiguous(memory_format=memory_format(x))
-                total += _update(network, state, losses, x.to(device), y.to(device), training.amp)
+                total += _update(network, state, losses, x.to(device), y.to(device), autocast)
         state.curve.append(float(total) / per_epoch)
         if not math.isfinite(state.curve[-1]):
             raise InputError(
@@ -147,13 +150,13 @@ def train(
     return state
 
 
-def _update(network: nn.Module, state: State, losses: Losses, x: Tensor, y: Tensor, amp: bool) -> Tensor:
+def _update(network: nn.Module, state: State, losses: Losses, x: Tensor, y: Tensor, autocast: bool) -> Tensor:
     """One step of the optimizer on one batch; returns the sum of the losses, a scalar."""
     state.optimizer.zero_grad()
     total = torch.zeros((), device=x.device)
     parts = iter(losses(network, x, y, state.generator))
     while True:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=amp and x.device.type == "cuda"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
             loss = next(parts, None)
         if loss is None:
             break

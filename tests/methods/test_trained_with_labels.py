@@ -1,5 +1,7 @@
 """Any-Precision, MultiQuant and RobustQuant: formulas against the reference implementations, and their models."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from ptmq.data.images import ImagesInMemory
 from ptmq.methods.interface import Task, create
 from ptmq.methods.label_training import soft_cross_entropy
 from ptmq.reconstruction.engine import ResumeFile
+from ptmq.reconstruction.settings import Execution
 from tests.toys import CPU, W3, W4, W8, Toy, same_state, toy_network, vectors
 
 WIDTHS = [W3, W4, W8]
@@ -165,6 +168,18 @@ def task(network, folder) -> Task:
     x = torch.randn(256, 2, 6, 6, generator=torch.Generator().manual_seed(0)) + labels.view(-1, 1, 1, 1) / 4
     images = ImagesInMemory(x, labels, (0.0,), (1.0,))
     return Task(network, ["blocks.*"], images, torch.arange(32), 0, CPU, ResumeFile(folder / "u.safetensors"), "toy")
+
+
+@pytest.mark.parametrize("name", ["any_precision", "multiquant", "robustquant"])
+def test_a_training_in_bfloat16_is_another_one_and_its_model_is_float32(name, tmp_path):
+    method = create(name, {"epochs": 1}, WIDTHS)
+    models = []
+    for autocast in (False, True):
+        own = task(toy_network(), tmp_path / str(autocast))
+        model, _ = method.fit(replace(own, execution=Execution(autocast=autocast)))
+        models.append(model)
+    assert not same_state(*models)
+    assert all(parameter.dtype == torch.float32 for parameter in models[1].parameters())
 
 
 def test_kurtosis_regularization_spreads_the_weights(tmp_path):

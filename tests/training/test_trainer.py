@@ -99,6 +99,20 @@ def test_every_loss_of_a_batch_is_learned_from():
     torch.testing.assert_close(networks[0][1].weight, networks[1][1].weight)
 
 
+@pytest.mark.parametrize("options, dtype", [({}, torch.float32), ({"autocast": True}, torch.bfloat16)])
+def test_autocast_trains_in_bfloat16_and_is_off_by_default(options, dtype):
+    seen = set()
+
+    def losses(network, x, y, generator):
+        logits = network(x)
+        seen.add(logits.dtype)
+        yield logits.float().square().mean()
+
+    network = toy_network()
+    trainer.train(network, labelled(), Training(epochs=1, batch_size=32), 0, CPU, losses=losses, **options)
+    assert seen == {dtype} and {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
 def test_a_loss_that_is_not_finite_is_said():
     network = toy_network()
     network.fc.weight.data.fill_(torch.nan)
