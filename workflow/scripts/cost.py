@@ -15,6 +15,7 @@ from style import label_of, save, style_of
 from tables import KEYS, cost, method_order, note_of, runs_and_folder, with_width
 
 WIDTHS = 2  # of the bit groups, lowest first
+TENS_ALONE = 2000  # right over left end of an axis from which on only powers of ten have their number
 DEPTH = 13  # points below the best down to which a panel's axis reaches, and further for methods that learn
 
 
@@ -41,7 +42,7 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
         if one < every:
             axes.plot([one], [y], color=colour, marker=marker, markerfacecolor="white", linestyle="none")
         if mean < lowest:
-            above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+            above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "va": "bottom", "rotation": 90}
             axes.annotate(f"{mean:.1f}", (every, y), **above, color=colour, fontsize=8)
         else:
             axes.errorbar([every], [y], spread, color=colour, linestyle="none", capsize=3)
@@ -52,7 +53,9 @@ def draw(axes, runs: pd.DataFrame, costs: pd.DataFrame, width: str) -> None:
         margin = 0.08 * (top - bottom) + 0.1
         axes.set_ylim(bottom - margin, top + margin)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # tens alone are one tick or none
+    left, right = axes.get_xlim()
+    # tens alone are one tick or none on a short axis; the others' numbers touch on a long one
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right < TENS_ALONE * left else (1,)))
     axes.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("seconds of calibration: hollow for one, full for all widths")
