@@ -12,8 +12,8 @@ def results(tmp_path) -> Results:
     results.add(record("fp32", FP, label="W32A32"))
     for seed in (0, 1):
         results.add(record("ptmq", {"W3A3": 80.0 + 2 * seed, "W8A8": 91.0}, seed))
-    results.add(record("qdrop", {"W3A3": 82.0}, label="W3A3"))
-    results.add(record("qdrop", {"W8A8": 91.5}, label="W8A8"))
+    results.add(record("qdrop", {"W3A3": 82.0}, label="W3A3", bits_per_weight=3.5))  # a tenth of the weights at 8 bits
+    results.add(record("qdrop", {"W8A8": 91.5}, label="W8A8", bits_per_weight=8.0))
     return results
 
 

@@ -71,7 +71,7 @@ def test_the_headline_has_the_difference_to_qdrop_and_the_costs_beside(results):
     assert [label.get_text() for label in compared.get_yticklabels()] == ["PTMQ"], "QDrop is the line at 0"
     at = [tuple(float(x) for x in line.get_xdata()) for line in compared.get_lines() if len(line.get_xdata())]
     assert (-2.0,) in at and (-0.5,) in at, "W3A3 and W8A8, of the seed that both have"
-    assert list(bits.get_lines()[-1].get_xdata()) == [11, 11], "QDrop stores a model of each width"
+    assert list(bits.get_lines()[-1].get_xdata()) == [11.5, 11.5], "QDrop stores a model of each width"
     assert list(seconds.get_lines()[0].get_xdata()) == [0.5], "one calibration against two"
     (row,) = pd.read_csv(results.root / "tables/headline.csv", dtype=str).to_dict("records")
     assert (row["method"], row["W3A3"], row["paired by"], row["CPU-s over QDrop's"]) == (

@@ -39,6 +39,12 @@ def test_cost_counts_what_all_widths_need(results):
     assert cost.loc["adaround", given].tolist() == ["2", "4", "8"]
 
 
+def test_models_of_one_width_each_store_8_bits_of_their_first_and_last_layer(results):
+    """The share of these layers, here a tenth, is known from the models that were run, for all widths and methods."""
+    results.add(record("adaround", {"W3A3": 80.0}, label="W3A3"))
+    assert results.table("cost").loc[["qdrop", "adaround"], "bits a weight"].tolist() == ["11.5", "11.5"]
+
+
 def test_cost_says_what_was_given(two_ways):
     cost = two_ways.table("cost").reset_index().set_index(["method", "variant"])
     given = ["images", "labels", "epochs", "iterations in all", "images a switch", "ms a switch"]

@@ -214,6 +214,18 @@ def test_a_speed_up_says_what_else_the_machine_did(tmp_path):
     assert line.reason.endswith("load average 1.0 to 2.5 on 4 cores; one run has no interval")
 
 
+def test_a_speed_up_is_of_cpu_seconds_where_every_run_has_them(tmp_path):
+    """Other jobs on the machine stretch the clock's. On a GPU the processor's say nothing."""
+    claim = f"{SPEED}: multiquant [resnet20, 45,000 training images]"
+    rows = [
+        each | {"device": "cpu", "cpu_seconds": each["seconds"] / (1 if each["epochs"] else 2)} for each in trained()
+    ]
+    line = verdict(tmp_path, rows).loc[claim]
+    assert line.ours == "10.00" and "1.04 CPU-ms an image" in line.reason and "over 50 CPU-s" in line.reason
+    for change in ({"device": "cuda"}, {"cpu_seconds": None}):
+        assert verdict(tmp_path, [rows[0], rows[1] | change]).loc[claim, "ours"] == "5.00"
+
+
 def test_times_of_two_machines_are_not_compared(tmp_path):
     assert verdict(tmp_path, trained(machine="another")).loc[SPEED, "verdict"] == "not run"
 

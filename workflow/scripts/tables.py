@@ -184,11 +184,25 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     table.loc[table.label == MULTI, "calibrations"] = 1
     table["seconds_all"] = (table.seconds_each * table.calibrations).round(1)
     table["cpu_seconds_all"] = (table.cpu_each * table.calibrations).round(1)
-    widths = done[done.in_groups].drop_duplicates(["backbone", "w_bits"]).groupby("backbone").w_bits.sum()
-    table["bits_all"] = table.bits.where(table.label == MULTI, table.backbone.map(widths))  # or a model of each width
+    table["bits_all"] = table.bits.where(table.label == MULTI, table.backbone.map(bits_of_single_models(done)))
     table["seconds_each"] = table.seconds_each.round(1)
     table["switch_ms"] = table.switch_ms.round(1)
     return ordered(table.drop(columns=["serves", "label", "cpu_each", "bits"]))
+
+
+def bits_of_single_models(done: pd.DataFrame) -> pd.Series:
+    """Bits that a weight takes of each backbone's models for one width alone, one for every width of the groups.
+
+    The first and the last layer keep 8 bits at any width. Their share of the weights comes from the models that were
+    run: they have the mean over all weights. NaN where no record says it.
+    """
+    inside = done[done.in_groups]
+    alone = inside[inside.label != MULTI].drop_duplicates([*KEYS, "seed", "label"])
+    runs = alone.assign(above=8 - alone.w_bits).groupby([*KEYS, "seed"])  # their bits_per_weight is of all together
+    bits = runs.agg(bits=("bits_per_weight", "first"), w_bits=("w_bits", "sum"), above=("above", "sum"))
+    share = ((bits.bits - bits.w_bits) / bits.above).where(bits.above > 0).groupby("backbone").mean()
+    widths = inside.drop_duplicates(["backbone", "w_bits"]).groupby("backbone").w_bits
+    return widths.sum() + share * (8 - widths.mean()) * widths.size()
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
