@@ -227,7 +227,7 @@ STATES = "# Page\n\nThe first minus the second is <!-- = {} cifar10 resnet20 ptm
 
 @pytest.mark.parametrize("function, other, carried", [
     ("lead", "nearest_mse", True), ("lead", "qdrop", False), ("lead", "adaptive_bn", False),
-    ("undecided", "brecq", True), ("undecided", "nearest_mse", False),
+    ("undecided", "ptmq/corrected", True), ("undecided", "nearest_mse", False),
     ("difference", "nearest_mse", True), ("difference", "qdrop", True),
 ])  # fmt: skip
 def test_a_sentence_that_the_results_do_not_carry_is_named(published, function, other, carried):
