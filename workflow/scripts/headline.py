@@ -77,8 +77,7 @@ def draw_costs(bits, seconds, costs: pd.DataFrame, backbones: Sequence[str], row
         known = [(y, costs.loc[(backbone, *row)]) for y, row in enumerate(rows) if (backbone, *row) in costs.index]
         bits.plot([row.bits_all for _, row in known], [y for y, _ in known], **style)
         seconds.plot([over(row, reference) for _, row in known], [y for y, _ in known], label=backbone, **style)
-        if not pd.isna(reference.bits_all):
-            bits.axvline(reference.bits_all, color="black", linewidth=1)
+        bits.axvline(reference.bits_all, color="black", linewidth=1)
     bits.set_xlim(0)
     seconds.set_xscale("log")
     seconds.axvline(1, color="black", linewidth=1)

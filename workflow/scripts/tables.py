@@ -202,7 +202,7 @@ def bits_of_single_models(done: pd.DataFrame) -> pd.Series:
     bits = runs.agg(bits=("bits_per_weight", "first"), w_bits=("w_bits", "sum"), above=("above", "sum"))
     share = ((bits.bits - bits.w_bits) / bits.above).where(bits.above > 0).groupby("backbone").mean()
     widths = inside.drop_duplicates(["backbone", "w_bits"]).groupby("backbone").w_bits
-    return widths.sum() + share * (8 - widths.mean()) * widths.size()
+    return widths.sum() + share * (8 * widths.size() - widths.sum())
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
