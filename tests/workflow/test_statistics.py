@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import intervals
@@ -51,7 +52,18 @@ def test_an_interval_of_seeds_alone_is_students():
 
 def test_one_seed_has_no_interval():
     for found in (intervals.estimate([1.0]), intervals.of_images(np.ones((1, 50)))):
-        assert found.half() == math.inf and str(found) == "1.00"
+        assert found.half() == math.inf
+    assert str(intervals.estimate([1.0])) == "1.00"
+
+
+def test_with_one_seed_the_images_are_in_brackets():
+    """In about 95 % of draws of the images, what stands there holds the difference of the same two models on all images."""
+    rng, inside = np.random.default_rng(9), 0
+    for _ in range(DRAWS):
+        x = 100.0 * rng.choice([-1, 0, 1], (1, 1000), p=[0.08, 0.82, 0.1])
+        mean, half = re.fullmatch(r"(.*) \(± (.*)\)", str(intervals.of_images(x))).groups()
+        inside += abs(float(mean) - 2) <= float(half)
+    assert inside / DRAWS == pytest.approx(0.95, abs=0.02)
 
 
 def test_sources_add_up():

@@ -46,9 +46,15 @@ class Estimate(NamedTuple):
         """Half the width of the interval; infinite with one seed."""
         return math.sqrt(sum(quantile(level, df) ** 2 * variance for variance, df in self.sources))
 
+    def of_these_runs(self) -> float:
+        """Half the width of the interval of these runs alone, whatever other seeds would give: that of the images."""
+        return self._replace(sources=tuple(source for source in self.sources if source != UNKNOWN)).half()
+
     def __str__(self) -> str:
         half = self.half()
-        return f"{self.mean:.2f}" + (f" ± {half:.2f}" if math.isfinite(half) else "")
+        if math.isfinite(half):
+            return f"{self.mean:.2f} ± {half:.2f}"
+        return f"{self.mean:.2f}" + (f" (± {self.of_these_runs():.2f})" if self.paired else "")
 
 
 class Interval(NamedTuple):
@@ -84,16 +90,18 @@ def of_images(x: np.ndarray) -> Estimate:
     """Of what every image gives with every seed, (seeds, images): such as 100 x (correct by one - by another method).
 
     The images are the same for all seeds. So the noise has two parts: what differs between the seeds, their own
-    variance, and what they share, the mean covariance of two seeds over the images.
+    variance, and what they share, the mean covariance of two seeds over the images. With one seed the second part is
+    all that is known: what other images would give these runs.
     """
     seeds, images = x.shape
-    others = []
+    within = float(x.var(1, ddof=1).sum())  # of the seeds one by one
     if seeds > 1:
-        within = x.var(1, ddof=1).sum()  # of the seeds one by one
-        total = x.sum(0).var(ddof=1)  # of their sum: theirs, and all covariances
-        shared = max(float(total - within), 0.0) / (seeds * (seeds - 1))
-        others = [Source((shared + BESIDE / images) / images)]
-    return estimate(x.mean(1).tolist(), *others)._replace(paired=True)
+        total = float(x.sum(0).var(ddof=1))  # of their sum: theirs, and all covariances
+        shared = max(total - within, 0.0) / (seeds * (seeds - 1))
+    else:
+        shared = within  # one seed does not tell apart what it has for itself
+    noise = Source((shared + BESIDE / images) / images)
+    return estimate(x.mean(1).tolist(), noise)._replace(paired=True)
 
 
 def lowest(estimates: Mapping[str, Estimate]) -> tuple[str, Interval]:
