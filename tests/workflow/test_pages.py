@@ -79,7 +79,7 @@ def test_a_claim_that_was_read_in_several_ways_shows_the_least_and_the_most_on_e
     ]
     pd.DataFrame(table).to_csv(tmp_path / "some" / "tables" / "verdict.csv", index=False)
     found = pages.claims(pages.Published(tmp_path), "some", "it gains")
-    assert "| **does not hold** (a -10 to -2 in 2 readings, b 4); **holds** (c 3) |" in found
+    assert "| **does not hold** (a -10 to -2 in 2 lines, b 4); **holds** (c 3) |" in found
 
 
 # ---------------------------------------------------------------- the pages of the project

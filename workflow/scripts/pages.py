@@ -268,7 +268,7 @@ def claims(published: Published, profile: str, *texts: str) -> str:
             where = place(row["claim"], text) if row["ours"] else ""
             said.setdefault(row["verdict"], {}).setdefault(where, []).append(row["ours"] or row["reason"])
         found = "; ".join(
-            f"**{verdict}** ({', '.join(of_readings(*one) for one in ours.items())})" for verdict, ours in said.items()
+            f"**{verdict}** ({', '.join(of_lines(*one) for one in ours.items())})" for verdict, ours in said.items()
         )
         body.append([text, cell(published, path, "paper", claim=f"{text}*").replace("_", " "), found])
     return markdown(["the paper says", "its number", "ours"], body)
@@ -279,12 +279,12 @@ def place(claim: str, text: str) -> str:
     return claim.removeprefix(text).partition(" [")[2].partition(",")[0].removesuffix("]")
 
 
-def of_readings(network: str, ours: Sequence[str]) -> str:
-    """What was found on a network: in one reading, or the least and the most of several."""
+def of_lines(network: str, ours: Sequence[str]) -> str:
+    """What was found on a network: in one line of the verdict, or the least and the most of several."""
     if len(ours) == 1:
         return f"{network} {ours[0]}".strip()
     least, most = min(ours, key=value), max(ours, key=value)
-    return f"{network} {least} to {most} in {len(ours)} readings"
+    return f"{network} {least} to {most} in {len(ours)} lines"
 
 
 def errors(published: Published, profile: str, backbone: str, width: str, *pairs_and_units: str) -> str:
