@@ -182,11 +182,13 @@ def test_an_ablation_compares_variants_with_the_default_seed_by_seed(results):
 
 
 def test_an_ablation_draws_a_network_that_has_the_floor_alone(results):
-    floor = results.add(record("nearest_mse", {"W3A3": 70.0, "W8A8": 91.0}, run={"backbone": "toy_2"}))
+    floor = results.add(record("nearest_mse", {"W3A3": 70.0, "W8A6": 91.0}, run={"backbone": "toy_2"}))
     records = sorted((results.root / "records/toy/ptmq").rglob("*.json"))
     with figures("ablation") as found:
         script("ablation", "--root", results.root, "--name", "gd", "--records", *records, floor)
     assert [axes.get_title().split(",")[0] for axes in found["ablation_gd"].axes] == ["toy", "toy_2"]
+    (legend,) = found["ablation_gd"].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["W3A3", "W8A8, W8A6"], "toy_2 has a width of its own"
 
 
 # ---------------------------------------------------------------- files and style

@@ -9,7 +9,6 @@ where the evaluations kept it, by image.
 import argparse
 import math
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 
 import forest
@@ -101,9 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for axes, (backbone, mine) in zip(panels.flat, each.items(), strict=True):
         draw(axes, mine, args.method)
         axes.set_title(f"{backbone}, {int(mine.images.iloc[0]):,} {mine.split.iloc[0]} images", fontsize="medium")
-    lowest = (widths_of(mine)[: forest.WIDTHS] for mine in each.values())
-    for number, widths in enumerate(zip_longest(*lowest)):  # networks may have widths of their own
-        forest.name(panels.flat[0], ", ".join(dict.fromkeys(filter(None, widths))), number)
+    forest.names(panels.flat[0], map(widths_of, each.values()))
     panels.flat[-1].set_xlabel("top-1 minus the default's [points]")
     figure.legend(*panels.flat[0].get_legend_handles_labels(), fontsize="small", loc="outside right upper")
     save(figure, args.root / "figures" / f"ablation_{args.name}", note)

@@ -1,6 +1,8 @@
 """Differences with their 95 % intervals, drawn as a forest: a row a comparison, a colour and a marker a width."""
 
 import math
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 from intervals import Estimate
 
@@ -26,6 +28,8 @@ def point(axes, found: Estimate, row: float, number: int, edge: float = -math.in
         axes.errorbar([found.mean], [place], xerr=found.half() if known else None, capsize=2, **style)
 
 
-def name(axes, width: str, number: int) -> None:
-    """An entry of the legend."""
-    axes.plot([], [], color=COLOURS[number], marker=MARKERS[number], linestyle="none", label=width)
+def names(axes, networks: Iterable[Sequence[str]]) -> None:
+    """The legend of all panels: the width or widths of each colour. networks: the widths of each, lowest first."""
+    for number, widths in enumerate(zip_longest(*(widths[:WIDTHS] for widths in networks))):
+        label = ", ".join(dict.fromkeys(filter(None, widths)))
+        axes.plot([], [], color=COLOURS[number], marker=MARKERS[number], linestyle="none", label=label)

@@ -54,7 +54,6 @@ def draw_differences(axes, runs: Runs, found: Sequence[dict[str, Estimate]]) -> 
         for row, line in enumerate(found):
             if width in line:
                 forest.point(axes, line[width], row, number, LIMIT)
-        forest.name(axes, width, number)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_xscale("symlog", linthresh=EVEN)
     axes.set_xlim(LIMIT * 1.15, 2)
@@ -123,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     *compared, bits, seconds = panels[0]
     for axes, backbone_runs, differing in zip(compared, each, found, strict=True):
         draw_differences(axes, backbone_runs, differing)
+    if compared:
+        forest.names(compared[0], [backbone_runs.groups for backbone_runs in each])
     draw_costs(bits, seconds, costs, backbones, rows)
     bits.set_yticks(range(len(rows)), [label_of(*row) for row in rows])
     bits.invert_yaxis()
