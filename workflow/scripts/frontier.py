@@ -63,7 +63,7 @@ def as_text(means: pd.DataFrame) -> pd.DataFrame:
         average_bits=means.average_bits.map("{:.2f}".format),
         kib=means.kib.map("{:.1f}".format),
         gbitops=means.gbitops.map("{:.2f}".format),
-        kl=means.kl.map("{:.4f}".format),
+        kl=means.kl.map("{:#.4g}".format),
         top1=means.cell,
     ).drop(columns=["sd", "cell"])
 
