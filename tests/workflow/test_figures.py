@@ -53,15 +53,19 @@ def test_one_seed_is_hollow(results):
     assert filled["QDrop"] == "white" and filled["PTMQ"] != "white", "one seed and two"
 
 
-def test_widths_beside_the_groups_have_a_row_of_their_own(results):
+def test_widths_beside_the_groups_have_a_row_of_their_own_where_there_are_several(results):
+    def shown() -> list:
+        results.collect()
+        with figures("accuracy") as found:
+            script("accuracy", "--runs", results.root / "runs.csv", "--out", results.root)
+        return [axes for axes in found["accuracy"].axes if axes.axison]
+
     results.add(record("qdrop", {"W3A32": 90.0}, label="W3A32"))
-    results.collect()
-    with figures("accuracy") as found:
-        script("accuracy", "--runs", results.root / "runs.csv", "--out", results.root)
-    shown = [axes for axes in found["accuracy"].axes if axes.axison]
-    beside = shown[-1]
-    assert len(shown) == 3 and [label.get_text() for label in beside.get_xticklabels()] == ["W3A32"]
-    assert list(below_fp(beside, "QDrop")) == [(0,), (2.0,)] and "PTMQ" not in drawn(beside)
+    assert len(shown()) == 2, "one width alone compares with nothing beside it"
+    results.add(record("qdrop", {"W4A32": 91.0}, label="W4A32"))
+    *_, beside = panels = shown()
+    assert len(panels) == 3 and [label.get_text() for label in beside.get_xticklabels()] == ["W3A32", "W4A32"]
+    assert list(below_fp(beside, "QDrop")) == [(0, 1), (2.0, 1.0)] and "PTMQ" not in drawn(beside)
 
 
 def test_the_headline_has_the_difference_to_qdrop_and_the_costs_beside(results):

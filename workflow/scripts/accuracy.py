@@ -2,10 +2,10 @@
 
     accuracy.py --runs results/digits/runs.csv --out results/digits/figures
 
-A row a backbone, for the widths of its bit groups, and one for the other widths that were run; a column a kind of
-method, with rounding to nearest in grey in each. Where something was learned on a backbone, those on which nothing was
-are left to the table. The mean over seeds with a band of one standard deviation; hollow with one seed. No line passes a
-width that was not measured. Written as PDF, SVG and PNG.
+A row a backbone, for the widths of its bit groups, and one for the other widths where there are several; a column a
+kind of method, with rounding to nearest in grey in each. Where something was learned on a backbone, those on which
+nothing was are left to the table. The mean over seeds with a band of one standard deviation; hollow with one seed. No
+line passes a width that was not measured. Written as PDF, SVG and PNG.
 """
 
 from collections.abc import Sequence
@@ -60,8 +60,14 @@ def draw(axes, runs: pd.DataFrame, widths: pd.Index, fp: float, joined: bool) ->
 
 
 def rows_of(runs: pd.DataFrame) -> list[tuple[str, bool]]:
-    """The rows of the figure: backbone, and whether they are of the widths of its bit groups."""
-    return sorted(set(zip(runs.backbone, runs.in_groups.astype(bool), strict=True)), key=lambda row: (row[0], -row[1]))
+    """The rows of the figure: backbone, and whether they are of the widths of its bit groups.
+
+    One width alone outside the groups compares with nothing beside it: it is left to the table.
+    """
+    widths = runs.drop_duplicates(["backbone", "w_bits", "a_bits"]).astype({"in_groups": bool})
+    counts = widths.groupby(["backbone", "in_groups"]).size()
+    rows = [row for row, number in counts.items() if row[1] or number > 1 or len(counts[row[0]]) == 1]
+    return sorted(rows, key=lambda row: (row[0], -row[1]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
