@@ -74,7 +74,7 @@ def test_only_runs_just_that_and_shows_what_is_published_beside(only):
     ({"backbones": ["resnet21"]}, "only: backbone 'resnet21' is unknown. Did you mean 'resnet20'?"),
     ({"seeds": [7]}, "only: seed '7' is unknown. Known: 0, 1, 2"),
     ({"method": ["qdrop"]}, "only: key 'method' is unknown. Did you mean 'methods'?"),
-    ({"methods": ["brecq"], "backbones": ["resnet56"]}, "only: no run of profile 'cifar10' is all of"),
+    ({"methods": ["multiquant"], "backbones": ["resnet56"]}, "only: no run of profile 'cifar10' is all of"),
 ])  # fmt: skip
 def test_a_wrong_choice_is_a_sentence(only, message):
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
